@@ -1,0 +1,1 @@
+"""Buffered asynchronous aggregation as a pure state machine."""

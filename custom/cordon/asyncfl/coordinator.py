@@ -1,0 +1,318 @@
+"""The coordinator of one asynchronous job: who gets a ticket, which update counts, when a version is made.
+
+Pure: time is an argument, nothing is drawn, sent or logged. The FLARE controller and the simulated-clock bench drive
+the same object. Update rule (DESIGN section 3), over a buffer of distinct sites::
+
+    W(t+1) = W(t) + ServerOpt( R({ s(tau_i) delta_i }, p renormalised over the buffer) )
+
+A site is ``live`` (may get a ticket), ``lost`` (no answer in time; ``returned`` makes it live again), ``refused`` (said
+no: out) or ``excluded`` (too many faults: out, and its update in the open buffer, if any, is taken out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cordon.asyncfl import staleness
+from cordon.asyncfl.buffer import Buffer, Entry
+from cordon.asyncfl.server_opt import make
+from cordon.errors import ConfigError, UpdateRejected
+from cordon.job import ControllerArgs
+from cordon.messages import REJECT_REASONS, DPEvent, UpdateHeader, chain_head, pack, sha256, unpack
+from cordon.params import Vector
+
+Rule = Callable[..., NDArray[np.float64]]
+State = Literal["live", "lost", "refused", "excluded"]
+
+NORM_SLACK = 1e-5  # relative: sites clip in float32
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Leave for ``site`` to train one round from model ``version``, whose chain head is ``head``."""
+
+    id: str
+    site: str
+    version: int
+    head: str
+    issued_at: float
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What is said of an update that counts."""
+
+    staleness: int
+    norm: float
+
+
+@dataclass(frozen=True)
+class Version:
+    """A new model: its number, whose updates made it (sorted), how stale each was, L2 norm of the step."""
+
+    number: int
+    sites: tuple[str, ...]
+    staleness: tuple[int, ...]
+    step_norm: float
+
+
+class Coordinator:
+    """State machine of one job.
+
+    Args:
+        args: the job's controller arguments.
+        sites: who takes part; at least ``args.buffer`` distinct names.
+        weights: site -> public weight p > 0; uniform where empty.
+        initial: (d,) float32, model version 0.
+        layout_digest: of the model; updates must name the same.
+        dp_event: the mechanism of one round as the job's plan fixes it; updates must name the same.
+        rule: R(updates (n, d), weights (n,), **args.rule_args) -> (d,), from ``cordon.robust.rules``.
+    """
+
+    def __init__(
+        self,
+        args: ControllerArgs,
+        sites: Sequence[str],
+        weights: Mapping[str, float],
+        initial: Vector,
+        layout_digest: str,
+        *,
+        dp_event: DPEvent,
+        rule: Rule,
+    ) -> None:
+        if len(set(sites)) != len(sites) or len(sites) < args.buffer:
+            names = ", ".join(sites) or "none"
+            raise ConfigError(f"a buffer of {args.buffer} wants as many distinct sites, got {names}")
+        if weights and not set(sites) <= set(weights):
+            raise ConfigError(f"no weight for {', '.join(sorted(set(sites) - set(weights)))}")
+        if initial.ndim != 1 or not np.isfinite(initial).all():
+            raise ConfigError("the first model must be a finite vector")
+        self._check_rule(rule, args)
+        self.args = args
+        self.sites = tuple(sites)
+        self.version = 0
+        self.model: Vector = initial.astype(np.float32)
+        self.head = chain_head("", 0, sha256(pack("w", self.model)))
+        self.rounds_used = dict.fromkeys(sites, 0)
+        self.faults: dict[str, list[tuple[str, str]]] = {site: [] for site in sites}
+        self.state: dict[str, State] = dict.fromkeys(sites, "live")
+        self._weights = {site: float(weights[site]) if weights else 1.0 for site in sites}
+        self._layout_digest = layout_digest
+        self._dp_event = dp_event
+        self._rule = rule
+        self._optimizer = make(args.server_opt)
+        self._buffer = Buffer(args.buffer)
+        self._tickets: dict[str, Ticket] = {}  # site -> outstanding ticket
+        self._used: set[str] = set()  # every ticket id ever issued
+        self._late: dict[str, str] = {}  # id of a voided ticket -> site that may still answer it
+
+    # -- tickets ------------------------------------------------------------------------------------------------
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """Sites that are out for their faults, in the order of ``sites``."""
+        return tuple(site for site in self.sites if self.state[site] == "excluded")
+
+    @property
+    def buffered(self) -> tuple[str, ...]:
+        """Sites with an update in the open buffer, sorted."""
+        return self._buffer.sites
+
+    def wants(self) -> list[str]:
+        """Sites that should get a ticket now.
+
+        Live, rounds left, none outstanding, and not in the open buffer: a site waits until its last update was applied,
+        so that a fast one gets no more say than the others.
+        """
+        return [site for site in self.sites if self._may_start(site) and site not in self._buffer]
+
+    def issue(self, site: str, ticket_id: str, now: float) -> Ticket:
+        """A ticket for ``site`` on the newest model. It uses up a round whatever comes of it: that may be spent.
+
+        Args:
+            ticket_id: unguessable and never used before.
+            now: seconds, monotonic.
+
+        Raises:
+            ConfigError: ``site`` is not in ``wants()`` or the id was used before.
+        """
+        if site not in self.wants() or ticket_id in self._used:
+            raise ConfigError(f"no ticket {ticket_id} for {site}: it may not start a round now, or the id is used")
+        ticket = Ticket(ticket_id, site, self.version, self.head, now)
+        self._used.add(ticket_id)
+        self._tickets[site] = ticket
+        self.rounds_used[site] += 1
+        return ticket
+
+    def expired(self, now: float) -> list[Ticket]:
+        """Outstanding tickets older than ``ticket_timeout_s``; the caller decides and calls ``lose``."""
+        return [ticket for ticket in self._tickets.values() if now - ticket.issued_at > self.args.ticket_timeout_s]
+
+    def lose(self, site: str, why: str) -> None:
+        """No answer: the ticket of ``site`` is void and the site gets none until it ``returned``.
+
+        ``why`` is for the caller's record; being slow or cut off is no fault.
+        """
+        self._known(site)
+        self._void(site)
+        if self.state[site] == "live":
+            self.state[site] = "lost"
+
+    def returned(self, site: str) -> None:
+        """A lost site is there again. (One that refused or was excluded stays out.)"""
+        self._known(site)
+        if self.state[site] == "lost":
+            self.state[site] = "live"
+
+    def refuse(self, site: str, code: str) -> None:
+        """``site`` said no (a signed refusal): it is out, without fault; what it had in the buffer stays.
+
+        ``code`` is for the caller's record.
+        """
+        self._known(site)
+        self._void(site)
+        if self.state[site] != "excluded":
+            self.state[site] = "refused"
+
+    # -- updates ------------------------------------------------------------------------------------------------
+
+    def submit(self, site: str, header: UpdateHeader, update: Vector | bytes, now: float) -> Accepted:
+        """Judge an update of ``site`` (its signature already verified) and put it into the open buffer.
+
+        Args:
+            update: (d,) float32, or the payload as sent.
+            now: seconds, monotonic; not older than the ticket.
+
+        Raises:
+            UpdateRejected: with the reason. Counted as a fault of ``site``, which is excluded after ``max_faults``; a
+                still trusted one is free for a new ticket. The one exception is the answer to a ticket that ``lose``
+                voided: it is refused (``unknown_ticket``), once, without fault. A slow hospital is honest and cannot
+                know that its ticket was given up; counting it would let whoever delays the network expel it.
+        """
+        self._known(site)
+        if self._buffer.full:
+            raise ConfigError("the buffer is full: apply() it before the next update")
+        # 1. An outstanding ticket of this very site.
+        ticket = self._tickets.get(site)
+        if ticket is None or header.ticket != ticket.id:
+            if self._late.get(header.ticket) == site:
+                del self._late[header.ticket]
+                raise UpdateRejected("unknown_ticket", "answers a ticket that was given up as lost; no fault")
+            raise self.fault(site, "unknown_ticket", "no outstanding ticket of this site has that id", void=False)
+        # 2. Made from what the ticket names, as the plan says.
+        if header.base_version != ticket.version or header.model_chain_head != ticket.head:
+            raise self.fault(site, "wrong_base", f"base {header.base_version}, the ticket is for {ticket.version}")
+        if header.layout_digest != self._layout_digest:
+            raise self.fault(site, "bad_layout", "layout digest differs from the job's model")
+        if header.privacy != self.args.privacy or header.dp_event != self._dp_event:
+            raise self.fault(site, "wrong_privacy", f"says {header.privacy} and {header.dp_event}")
+        # 3. A vector within the public bounds.
+        delta = self._vector(site, header, update)
+        if not np.isfinite(delta).all():
+            raise self.fault(site, "not_finite", "holds NaN or infinity")
+        norm, bound = float(np.linalg.norm(delta.astype(np.float64))), self.args.norm_bound
+        if norm > bound * (1 + NORM_SLACK):
+            raise self.fault(site, "over_norm_bound", f"L2 norm {norm:.4g} is over {bound:g}")
+        # 4. Not too old. Slow is no crime, but a site that is always this slow would only burn its rounds.
+        tau = self.version - ticket.version
+        if tau > self.args.max_staleness:
+            raise self.fault(site, "too_stale", f"{tau} versions old, {self.args.max_staleness} allowed")
+        del self._tickets[site]
+        self._buffer.add(site, Entry(delta, tau))
+        return Accepted(tau, norm)
+
+    def fault(self, site: str, code: str, detail: str, *, void: bool = True) -> UpdateRejected:
+        """Count a fault of ``site`` and give the exception to raise; for the caller's own checks too (bad signature).
+
+        Args:
+            code: one of ``REJECT_REASONS``.
+            void: whether the outstanding ticket is used up by it. Not so for an unknown ticket: a replayed old message
+                must not cancel the round that the site is working on.
+        """
+        self._known(site)
+        if code not in REJECT_REASONS:
+            raise ConfigError(f"unknown reason {code!r}")
+        if self.state[site] == "excluded":
+            return UpdateRejected(code, detail)  # already out; its record stays as long as it was
+        self.faults[site].append((code, detail))
+        if void:
+            self._tickets.pop(site, None)
+        if len(self.faults[site]) >= self.args.max_faults:
+            self.state[site] = "excluded"
+            self._tickets.pop(site, None)
+            self._buffer.discard(site)
+        return UpdateRejected(code, detail)
+
+    # -- versions -----------------------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether the open buffer is full."""
+        return self._buffer.full
+
+    def apply(self) -> Version:
+        """Make the next version from the full buffer and open an empty one."""
+        if not self._buffer.full:
+            raise ConfigError(f"buffer holds {len(self._buffer)} of {self.args.buffer} updates")
+        entries = self._buffer.drain()
+        updates = np.stack([staleness.weight(entry.staleness) * entry.delta.astype(np.float64) for _, entry in entries])
+        weights = np.array([self._weights[site] for site, _ in entries])
+        step = self._optimizer.step(self._rule(updates, weights / weights.sum(), **self.args.rule_args))
+        self.model = (self.model + step).astype(np.float32)
+        self.version += 1
+        self.head = chain_head(self.head, self.version, sha256(pack("w", self.model)))
+        return Version(
+            number=self.version,
+            sites=tuple(site for site, _ in entries),
+            staleness=tuple(entry.staleness for _, entry in entries),
+            step_norm=float(np.linalg.norm(step)),
+        )
+
+    def finished(self) -> str | None:
+        """Why the job is over, or None while it goes on."""
+        if self.version >= self.args.versions:
+            return f"all {self.args.versions} versions made"
+        able = sum(site in self._buffer or site in self._tickets or self._may_start(site) for site in self.sites)
+        if able < self.args.buffer:
+            return f"{able} sites can still contribute, a version wants {self.args.buffer}"
+        return None
+
+    # -- internals ----------------------------------------------------------------------------------------------
+
+    def _may_start(self, site: str) -> bool:
+        rounds_left = self.rounds_used[site] < self.args.rounds_per_site
+        return self.state[site] == "live" and site not in self._tickets and rounds_left
+
+    def _void(self, site: str) -> None:
+        ticket = self._tickets.pop(site, None)
+        if ticket is not None:
+            self._late[ticket.id] = site
+
+    def _known(self, site: str) -> None:
+        if site not in self.state:
+            raise ConfigError(f"{site} does not take part in this job")
+
+    def _vector(self, site: str, header: UpdateHeader, update: Vector | bytes) -> Vector:
+        if isinstance(update, bytes):
+            if sha256(update) != header.payload_sha256:
+                raise self.fault(site, "bad_payload", "payload is not the one that was signed")
+            try:
+                return unpack("delta", update, len(self.model))
+            except UpdateRejected as error:
+                raise self.fault(site, error.code, error.detail) from error
+        if update.dtype != np.float32 or update.shape != self.model.shape:
+            want, got = self.model.shape, (str(update.dtype), update.shape)
+            raise self.fault(site, "bad_payload", f"want float32 {want}, got {got}")
+        return update.copy()
+
+    @staticmethod
+    def _check_rule(rule: Rule, args: ControllerArgs) -> None:
+        """The rule's own refusals (arguments, three sites per coordinate) before anything is trained, not after."""
+        try:
+            rule(np.zeros((args.buffer, 1)), np.ones(args.buffer), **args.rule_args)
+        except TypeError as error:
+            raise ConfigError(f"rule {args.rule} does not take {', '.join(sorted(args.rule_args))}") from error

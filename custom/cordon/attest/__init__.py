@@ -1,0 +1,1 @@
+"""Evidence about who runs what: binding, software TEE, policy, appraisal. Specification: README.md."""

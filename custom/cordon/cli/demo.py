@@ -1,0 +1,51 @@
+"""``cordon demo``: the main job, from nothing to a report. ``cordon sample-data``: its data for a POC of your own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(sub: Any) -> None:
+    """Add both commands."""
+    demo = sub.add_parser(
+        "demo",
+        help="train a model across four hospitals and a malicious one, in FLARE POC mode, on this machine",
+        description="Provisions a POC federation (coordinator and five sites, one malicious on purpose), trains on the "
+        "Wisconsin Diagnostic Breast Cancer measurements, writes runs/<timestamp>/ and cleans up.",
+    )
+    demo.add_argument("--job", default="oncology", help="job folder under jobs/ (default: oncology)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of how the patients are divided (default: 0)")
+    demo.add_argument("--out", type=Path, default=None, help="result folder (default: runs/<timestamp>)")
+    demo.add_argument("--port", type=int, default=None, help="port of the POC server (default: a free one)")
+    demo.add_argument("--json", action="store_true", help="print metrics.json to stdout; progress goes to stderr")
+    demo.set_defaults(run=_demo)
+
+    samples = sub.add_parser(
+        "sample-data",
+        help="write the demo's patients into the kits of a prepared POC workspace",
+        description="For `nvflare poc prepare -i provisioning/project.poc.yml`: gives each hospital its share of the "
+        "demo's patients in its own form, and the coordinator the public reference set.",
+    )
+    samples.add_argument("workspace", type=Path, help="POC workspace ($NVFLARE_POC_WORKSPACE, default /tmp/nvflare/poc)")
+    samples.add_argument("--seed", type=int, default=0, help="seed of how the patients are divided (default: 0)")
+    samples.set_defaults(run=_samples)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from cordon.demo.driver import run_demo  # imports FLARE and torch: only when asked for
+
+    metrics = run_demo(args.job, seed=args.seed, out=args.out, port=args.port, quiet_stdout=args.json)
+    if args.json:
+        print(json.dumps(metrics, indent=1))
+    return 0
+
+
+def _samples(args: argparse.Namespace) -> int:
+    from cordon.demo.kits import fill_kits
+
+    for line in fill_kits(args.workspace, args.seed):
+        print(line)
+    return 0

@@ -1,0 +1,122 @@
+"""``cordon keygen``, ``cordon sign``, ``cordon check``: keys, signatures and schemas of the documents a hospital keeps.
+
+A document is validated against its schema before it is signed: nobody signs what no kit would accept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from cordon import documents, job, signing, study
+from cordon.attest import policy as attestation
+from cordon.data import contract
+from cordon.errors import ConfigError
+from cordon.site import policy as site_policy
+
+SIGNED: dict[str, tuple[type[msgspec.Struct], str]] = {
+    "study": (study.StudyContract, study.SCHEMA),
+    "site": (site_policy.SitePolicy, site_policy.SCHEMA),
+    "mapping": (contract.Mapping, contract.MAPPING_SCHEMA),
+    "attestation": (attestation.AttestationPolicy, attestation.SCHEMA),
+}
+"""What ``--as`` may say: schema and the name under which its signature counts."""
+
+
+def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
+    """Add the commands of this module to ``cordon``."""
+    keygen = sub.add_parser("keygen", help="make an Ed25519 key to sign policies or mappings with")
+    keygen.add_argument("--out", type=Path, required=True, help="file for the private key (PEM, mode 0600)")
+    keygen.add_argument("--pub", type=Path, help="file for the public key (PEM)")
+    keygen.set_defaults(run=_keygen)
+
+    sign = sub.add_parser("sign", help="sign a document; the signature goes to FILE.sig")
+    sign.add_argument("--key", type=Path, required=True, help="private key (PEM or DER)")
+    sign.add_argument("--as", dest="kind", choices=sorted(SIGNED), required=True, help="what the document is")
+    sign.add_argument("file", type=Path)
+    sign.set_defaults(run=_sign)
+
+    check = sub.add_parser("check", help="check a document or job folder against its schema")
+    check.add_argument("kind", choices=sorted(_CHECKS))
+    check.add_argument("path", type=Path)
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.set_defaults(run=_check)
+
+
+def _keygen(args: argparse.Namespace) -> int:
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    _write_new(args.out, private, 0o600)
+    if args.pub is not None:
+        _write_new(args.pub, public, 0o644)
+    print(f"key: {args.out}\nspki: {signing.encode_spki(key.public_key())}")
+    return 0
+
+
+def _sign(args: argparse.Namespace) -> int:
+    schema, name = SIGNED[args.kind]
+    key = signing.load_private_key(documents.read_bytes(args.key))
+    documents.load(args.file, schema)
+    target = documents.sign_file(args.file, name, key)
+    signers = len(json.loads(target.read_text())["signatures"])
+    print(f"{target}: signed as {name} by {signing.spki_digest(key.public_key())[:16]} ({signers} signatures)")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    digest = _CHECKS[args.kind](args.path)
+    if args.json:
+        print(json.dumps({"kind": args.kind, "path": str(args.path), "ok": True, "digest": digest}))
+    else:
+        print(f"{args.path}: fits {args.kind}; digest {digest}")
+    return 0
+
+
+def _document_digest(schema: type[msgspec.Struct]) -> Callable[[Path], str]:
+    return lambda path: documents.content_digest(documents.load(path, schema))
+
+
+def _contract_digest(path: Path) -> str:
+    """The digest that study contracts and site policies list."""
+    documents.load(path, contract.FeatureContract)
+    return job.contract_digest(documents.read_bytes(path))
+
+
+def _job_digest(path: Path) -> str:
+    """Of a FLARE job folder: meta.json and app/config."""
+    try:
+        meta = msgspec.json.decode(documents.read_bytes(path / "meta.json"), type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{path / 'meta.json'}: not a JSON object: {error}") from error
+    parsed = job.from_folder(str(meta.get("name", "")), path / "app" / "config")
+    documents.parse(parsed.contract, contract.FeatureContract, str(path / "app" / "config" / "contract.yml"))
+    return parsed.digest
+
+
+_CHECKS: dict[str, Callable[[Path], str]] = {
+    **{kind: _document_digest(schema) for kind, (schema, _) in SIGNED.items()},
+    "contract": _contract_digest,
+    "job": _job_digest,
+}
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    """Write a file that must not exist: a key that is overwritten is a key that is lost."""
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
+    except FileExistsError as error:
+        raise ConfigError(f"{path}: exists already; keys are never overwritten") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error

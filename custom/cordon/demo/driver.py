@@ -1,0 +1,339 @@
+"""The demo, start to finish: provision, start, attest, train, report, clean up.
+
+The driver stands outside the federation. It made the sites' data, so it may compute what no federation could (the
+pooled model, each hospital alone), and it reads the job's event log to show progress; it never touches the job itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.job_def import JobMetaKey
+from rich.console import Console
+
+import cordon
+from cordon import documents, messages
+from cordon import job as jobs
+from cordon.demo import baselines, wdbc
+from cordon.demo.kits import fill_kit, site_policy
+from cordon.dp.accounting import epsilon
+from cordon.errors import ConfigError, CordonError
+from cordon.flare import plan, poc
+from cordon.flare.controllers import EVENTS_FILE
+from cordon.flare.persistor import MODEL_FILE
+from cordon.report import events
+from cordon.report.html import render
+from cordon.report.live import LiveView
+from cordon.report.metrics import Epsilons, RunRecord, SiteFacts, metrics
+from cordon.site.policy import SitePolicy
+
+ADMISSION_TIMEOUT_S = 60.0
+JOB_TIMEOUT_S = 1800.0
+MIN_FREE_BYTES = 512 * 1024**2
+SOURCES = {
+    "fhir": "HL7 FHIR R4 NDJSON",
+    "sql": "SQL database (SQLite)",
+    "pdf": "PDF pathology reports",
+    "omop": "OMOP CDM tables (CSV)",
+    "csv": "plain CSV",
+}
+
+
+@dataclass
+class Demo:
+    """One run and what it has so far."""
+
+    job: jobs.Job
+    job_folder: Path
+    seed: int
+    out: Path
+    view: LiveView
+    federation: poc.Poc
+
+    @cached_property
+    def split(self) -> wdbc.Split:
+        """Who has which patients."""
+        return wdbc.split(self.seed)
+
+    @cached_property
+    def policies(self) -> dict[str, SitePolicy]:
+        """Each hospital's own policy."""
+        return {site: site_policy(self.federation.kit(site)) for site in self.federation.sites}
+
+    def epsilons(self, site: str, rounds: int) -> Epsilons:
+        """What ``rounds`` released rounds cost the patients of ``site``, in every figure the report shows."""
+        spent = [(plan.round_event(self.job), rounds)]
+        delta = self.job.executor.dp.delta
+        return Epsilons(
+            pld=epsilon(spent, delta),
+            pld_replace_one=epsilon(spent, delta, adjacency="replace_one"),
+            rdp=epsilon(spent, delta, accountant="rdp"),
+            limit=self.policies[site].dp.epsilon,
+        )
+
+
+def run_demo(
+    job: str, *, seed: int = 0, out: Path | None = None, port: int | None = None, quiet_stdout: bool = False
+) -> dict[str, Any]:
+    """Run job ``job`` in POC mode and leave report.html, metrics.json, model.safetensors and logs in ``out``.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        CordonError: with the site and the reason where something in the federation failed.
+    """
+    started = time.monotonic()
+    # Bound to the stream itself: FLARE's client library prints, and is silenced by redirecting sys.stdout.
+    console = Console(file=sys.stderr if quiet_stdout else sys.stdout)
+    root = repository()
+    folder = root / "jobs" / job
+    if not (folder / "meta.json").is_file():
+        known = sorted(path.parent.name for path in (root / "jobs").glob("*/meta.json"))
+        raise ConfigError(f"no job {job!r} under {root / 'jobs'}; there are {', '.join(known) or 'none'}")
+    parsed = jobs.from_folder(job, folder / "app" / "config")
+    out = (out or root / "runs" / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")).resolve()
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: exists and is not empty; choose another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    work = out / "work"
+    logging.getLogger("nvflare").setLevel(logging.ERROR)
+    rounds = plan.round_event(parsed)
+    view = LiveView(
+        console,
+        time.monotonic,
+        lambda _site, released: epsilon([(rounds, released)], parsed.executor.dp.delta),
+        _sources_of(root),
+    )
+    with _interruptible(), view:
+        try:
+            view.phase("environment", f"Python and packages ready, results in {out}")
+            _check_environment(out)
+            view.phase("provision", "keys, kits, signed policies")
+            federation = poc.prepare(root / "provisioning" / "project.poc.yml", work, port)
+            demo = Demo(parsed, folder, seed, out, view, federation)
+            try:
+                values = _run(demo, started)
+            except BaseException as error:
+                view.fail("interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+                raise
+            finally:
+                view.phase("stop", "ending every process, removing keys")
+                federation.stop()
+                _keep_logs(federation, out / "logs")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    view.final_table(values)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+    return values
+
+
+def repository() -> Path:
+    """The checkout that holds ``jobs/`` and ``provisioning/``: the current folder, or where this package lies."""
+    for folder in (Path.cwd(), Path(cordon.__file__).resolve().parents[2]):
+        if (folder / "jobs").is_dir() and (folder / "provisioning" / "project.poc.yml").is_file():
+            return folder
+    raise ConfigError("no jobs/ and provisioning/project.poc.yml here: run the demo from a checkout of Cordon")
+
+
+def _run(demo: Demo, started: float) -> dict[str, Any]:
+    view, federation = demo.view, demo.federation
+    with ThreadPoolExecutor(1) as background:
+        baseline: Future[tuple[float, dict[str, float]]] = background.submit(_data_and_baselines, demo)
+        view.phase("start", f"coordinator and {len(federation.sites)} sites on port {federation.port}")
+        federation.start()
+        view.phase("attest", "each side challenges the other (software TEE: proves nothing about hardware)")
+        _wait_for_admission(federation)
+        pooled, alone = baseline.result()
+    view.phase("train", f"job {demo.job.name}")
+    result = _train(demo)
+    view.phase("report")
+    log = events.read(result / EVENTS_FILE)
+    shutil.copyfile(result / MODEL_FILE, demo.out / MODEL_FILE)
+    record = RunRecord(
+        events=log,
+        sites={site: _facts(demo, site, log) for site in federation.sites},
+        wall_s=time.monotonic() - started,
+        seed=demo.seed,
+        auc_centralised=pooled,
+        auc_local=alone,
+        software={name: version_of(name) for name in ("cordon", "nvflare", "torch", "opacus", "monai")},
+        logs=tuple(f"logs/{name}" for name in (federation.server, *federation.sites)),
+        attestation=_admissions(federation),
+    )
+    values = metrics(record)
+    if values["model_sha256"] != messages.sha256((demo.out / MODEL_FILE).read_bytes()):
+        raise CordonError(f"{demo.out / MODEL_FILE}: not the model of the last version; the result is damaged")
+    (demo.out / "metrics.json").write_text(json.dumps(values, indent=1) + "\n")
+    (demo.out / "report.html").write_text(render(record, values), encoding="utf-8")
+    return values
+
+
+def _data_and_baselines(demo: Demo) -> tuple[float, dict[str, float]]:
+    """Write every site's data, then compute what the federation is compared with."""
+    for name in demo.federation.sites:
+        fill_kit(demo.federation.kit(name), name, demo.split)
+    fill_kit(demo.federation.kit(demo.federation.server), None, demo.split)
+    return baselines.auc_pooled(demo.split), baselines.auc_alone(demo.split)
+
+
+def _train(demo: Demo) -> Path:
+    """Submit as the lead, follow the event log, download the result: the folder with event log and model."""
+    federation, view = demo.federation, demo.view
+    with _silenced(), federation.session() as session:
+        job_id = session.submit_job(str(demo.job_folder))
+        follow = events.follow(federation.kit(federation.server) / job_id / EVENTS_FILE)
+        deadline, asked = time.monotonic() + JOB_TIMEOUT_S, 0.0
+        while True:
+            for event in next(follow):
+                view.event(event)
+            if time.monotonic() - asked > 2.0:
+                asked = time.monotonic()
+                meta = session.get_job_meta(job_id)
+                if str(meta.get(JobMetaKey.STATUS.value, "")).startswith("FINISHED"):
+                    break
+            if asked > deadline:
+                raise CordonError(f"job {job_id} did not end within {JOB_TIMEOUT_S:.0f} s")
+            time.sleep(0.2)
+        _show_failures(demo, meta)
+        download = Path(session.download_job_result(job_id, str(federation.home / "result")))
+    shutil.copytree(
+        download, demo.out / "logs" / federation.server / "job", ignore=shutil.ignore_patterns("*.key", "*.crt", "*.pem")
+    )
+    found = sorted(download.rglob(EVENTS_FILE))
+    if not found or not (found[0].parent / MODEL_FILE).exists():
+        raise CordonError(f"job {job_id} made no model. {_why(meta)} Logs: {demo.out / 'logs'}")
+    return found[0].parent
+
+
+def _show_failures(demo: Demo, meta: dict[str, Any]) -> None:
+    """Sites that FLARE could not deploy to, with their own words, in the table."""
+    for line in meta.get(JobMetaKey.JOB_DEPLOY_DETAIL.value, []):
+        site, _, reason = str(line).partition(": ")
+        if site in demo.federation.sites and reason != "OK":
+            demo.view.event(events.SiteRefused(t=0.0, site=site, reason=reason[: events.MAX_TEXT]))
+
+
+def _why(meta: dict[str, Any]) -> str:
+    status = meta.get(JobMetaKey.STATUS.value, "unknown")
+    details = [str(line) for line in meta.get(JobMetaKey.JOB_DEPLOY_DETAIL.value, []) if not str(line).endswith("OK")]
+    history = [str(line) for line in meta.get(JobMetaKey.SCHEDULE_HISTORY.value, [])][-1:]
+    return f"FLARE says {status}. " + " ".join(details + history)
+
+
+def _facts(demo: Demo, site: str, log: tuple[events.Event, ...]) -> SiteFacts:
+    policy = demo.policies[site]
+    unsafe = policy.unsafe_poc
+    released = sum(isinstance(event, events.Updated | events.Rejected) and event.site == site for event in log)
+    malicious = unsafe is not None and (unsafe.flip_labels or unsafe.scale_update != 1.0)
+    slow = unsafe is not None and unsafe.extra_delay_s > 0
+    return SiteFacts(
+        role="malicious" if malicious else "slow" if slow else "honest",
+        source=SOURCES[policy.data.connector],
+        epsilon=demo.epsilons(site, released) if released else None,
+    )
+
+
+def _wait_for_admission(federation: poc.Poc) -> None:
+    """Until the coordinator has a live verdict on every site and every site one on the coordinator."""
+    deadline = time.monotonic() + ADMISSION_TIMEOUT_S
+    while True:
+        missing = _not_admitted(federation)
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            raise CordonError(f"not attested within {ADMISSION_TIMEOUT_S:.0f} s: {', '.join(missing)}")
+        time.sleep(0.2)
+
+
+def _not_admitted(federation: poc.Poc) -> list[str]:
+    passed = {(line["by"], line["peer"]) for line in _attestation_lines(federation) if line["verdict"] == "pass"}
+    wanted = [(federation.server, site) for site in federation.sites]
+    wanted += [(site, federation.server) for site in federation.sites]
+    return [f"{peer} by {by}" for by, peer in wanted if (by, peer) not in passed]
+
+
+def _attestation_lines(federation: poc.Poc) -> list[dict[str, Any]]:
+    lines = []
+    for name in (federation.server, *federation.sites):
+        path = federation.kit(name) / "attestation.jsonl"
+        if path.exists():
+            complete = path.read_text().splitlines(keepends=True)
+            lines += [{"by": name, **json.loads(line)} for line in complete if line.endswith("\n")]
+    return lines
+
+
+def _admissions(federation: poc.Poc) -> tuple[str, ...]:
+    return tuple(
+        f"{line['by']} on {line['peer']}: {line['verdict']} ({line['type']})" for line in _attestation_lines(federation)
+    )
+
+
+def _check_environment(out: Path) -> None:
+    free = shutil.disk_usage(out).free
+    if free < MIN_FREE_BYTES:
+        raise ConfigError(f"{out}: {free // 1024**2} MiB free, the demo wants {MIN_FREE_BYTES // 1024**2}")
+    poc.reap_orphans()
+
+
+def _sources_of(root: Path) -> dict[str, str]:
+    """site -> form of its data, from the POC's policies."""
+    folder = root / "provisioning" / "poc"
+    policies = [documents.load(path, dict) for path in sorted(folder.glob("hospital-*.yml"))]
+    return {str(policy["site"]): SOURCES[policy["data"]["connector"]] for policy in policies}
+
+
+def _keep_logs(federation: poc.Poc, target: Path) -> None:
+    """Copy every log; nothing else of a kit is kept (there are private keys in it)."""
+    for name in (federation.server, *federation.sites):
+        kit = federation.kit(name)
+        for path in sorted(kit.rglob("*")):
+            if path.suffix in {".txt", ".log", ".jsonl"} and "log" in path.name or path.name == "attestation.jsonl":
+                copy = target / name / path.relative_to(kit)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """FLARE's client library prints; the terminal is the live view's."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM cleans up like Ctrl-C; a second signal while cleaning up doesn't stop the cleaning."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+

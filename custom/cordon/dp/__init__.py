@@ -1,0 +1,1 @@
+"""Patient-level differential privacy: training, its randomness, and what it costs."""

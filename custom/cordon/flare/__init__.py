@@ -1,0 +1,1 @@
+"""The only part of Cordon that imports nvflare."""

@@ -1,0 +1,258 @@
+"""Admission to the federation by evidence: the component ``cc_manager`` in the parent process of each side.
+
+The verifier challenges (nonce of its own, over a private cell channel), the prover answers with evidence, the verifier
+appraises it against the study contract's key for that peer and gives a lease. The coordinator challenges each connected
+hospital of the roster; each hospital challenges the coordinator. What a peer calls itself, and its client type, decide
+nothing: whoever has no live lease gets no job. A failure quarantines that one peer, never the federation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.app_validation import AppValidationKey
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.fl_exception import NotAuthenticated
+from nvflare.fuel.f3.cellnet.core_cell import Message, TargetMessage
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
+from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.private.defs import ClientType, InternalFLContextKey, new_cell_message
+
+from cordon import signing
+from cordon.attest.appraise import Appraisal, ProcessKeys, make_evidence, parent_context
+from cordon.attest.binding import NONCE_BYTES
+from cordon.attest.nonce import Nonces
+from cordon.attest.verifier import Verifier
+from cordon.errors import AttestError, CordonError
+from cordon.flare.kit import Kit, load_kit
+
+CHANNEL = "cordon_attest"
+TOPIC = "challenge"
+AUDIT_FILE = "attestation.jsonl"
+NONCE_FILE = "attestation_nonces.json"
+EXIT_BAD_KIT = 3
+
+
+class CordonCCManager(FLComponent):
+    """Mutual attestation of coordinator and hospitals.
+
+    Args:
+        check_interval_s: seconds between looks at who must be challenged.
+        reply_timeout_s: seconds to wait for an answer.
+    """
+
+    def __init__(self, check_interval_s: float = 2.0, reply_timeout_s: float = 5.0) -> None:
+        super().__init__()
+        self.check_interval_s = check_interval_s
+        self.reply_timeout_s = reply_timeout_s
+        self._kit: Kit | None = None
+        self._keys: ProcessKeys | None = None
+        self._verifier: Verifier | None = None
+        self._engine: Any = None
+        self._lock = threading.Lock()  # guards verifier and audit file
+        self._round = threading.Lock()  # one round of challenges at a time
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._silent: set[str] = set()
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """FLARE's entry. Events of job processes don't come here: the component is the parent's only."""
+        if event_type == EventType.SYSTEM_BOOTSTRAP:
+            self._bootstrap(fl_ctx)
+        elif event_type == EventType.SYSTEM_START:
+            self._start()
+        elif event_type == EventType.SYSTEM_END:
+            self._end()
+        elif event_type == EventType.CLIENT_REGISTER_RECEIVED:
+            self._admit_registration(fl_ctx)
+        elif event_type == EventType.SUBMIT_JOB:
+            self._refuse_code(fl_ctx)
+        elif event_type == EventType.BEFORE_CHECK_CLIENT_RESOURCES:
+            self._challenge_due()
+        elif event_type == EventType.AFTER_CHECK_CLIENT_RESOURCES:
+            self._leave_out_unattested(fl_ctx)
+
+    def require_coordinator(self) -> None:
+        """AttestError unless this hospital holds a live lease for the coordinator; asks once more before giving up."""
+        kit, _ = self._ready()
+        name = kit.study.coordinator.name
+        if not self.attested(name):
+            self._challenge_due()
+        if not self.attested(name):
+            raise AttestError([("coordinator_not_attested", f"{name} has not shown acceptable evidence")])
+
+    def attested(self, peer: str) -> bool:
+        """Whether ``peer`` holds a live lease."""
+        _, verifier = self._ready()
+        with self._lock:
+            return verifier.live(peer, datetime.now(UTC))
+
+    # -- start and end -----------------------------------------------------------------------------------------------
+
+    def _bootstrap(self, fl_ctx: FLContext) -> None:
+        """Load the kit. A process without a valid one must not run, and FLARE goes on after a handler's exception."""
+        try:
+            root = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir())
+            kit = load_kit(root, datetime.now(UTC))
+            nonces = Nonces(kit.root / NONCE_FILE)
+            self._verifier = Verifier(kit.attest_policy, kit.attest_roots, kit.study.digest, nonces)
+            self._keys = ProcessKeys.generate()
+            self._engine = fl_ctx.get_engine()
+            self._kit = kit
+        except Exception as error:
+            if isinstance(error, CordonError):
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                reason = f"internal error: {error!r}"
+            self.logger.critical(f"this kit does not start: {reason}")
+            print(f"cordon: this kit does not start: {reason}", file=sys.stderr, flush=True)
+            os._exit(EXIT_BAD_KIT)
+        self.log_info(fl_ctx, f"kit of {kit.name} ({kit.role}), study {kit.study.study}, evidence {kit.attester.type}")
+
+    def _start(self) -> None:
+        self._ready()
+        self._engine.get_cell().register_request_cb(channel=CHANNEL, topic=TOPIC, cb=self._answer)
+        self._thread = threading.Thread(target=self._watch, name="cordon-attest", daemon=True)
+        self._thread.start()
+
+    def _end(self) -> None:
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5.0)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._challenge_due()
+            except Exception:  # whatever one round meets, the watch goes on: leases end by themselves
+                self.logger.exception("a round of challenges failed")
+            self._stop.wait(self.check_interval_s)
+
+    def _ready(self) -> tuple[Kit, Verifier]:
+        if self._kit is None or self._verifier is None:
+            raise AttestError([("not_started", "the kit has not been loaded")])
+        return self._kit, self._verifier
+
+    # -- prover ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, request: Message) -> Message:
+        """Evidence for a challenge. It holds no secret, so anybody may ask."""
+        kit, _ = self._ready()
+        asked = request.payload
+        nonce, policy_digest = (asked.get("nonce"), asked.get("policy_digest")) if isinstance(asked, dict) else (0, 0)
+        if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES or not isinstance(policy_digest, str):
+            return make_reply(ReturnCode.INVALID_REQUEST, "want nonce (32 bytes) and policy_digest")
+        if len(policy_digest) > 128 or self._keys is None:
+            return make_reply(ReturnCode.INVALID_REQUEST, "policy_digest is not a digest")
+        context = parent_context(kit.name, kit.study.digest, policy_digest)
+        evidence = make_evidence(kit.attester, context, nonce, self._keys, kit.mtls_key)
+        return make_reply(ReturnCode.OK, body={"evidence": evidence})
+
+    # -- verifier ----------------------------------------------------------------------------------------------------
+
+    def _challenge_due(self) -> None:
+        """Challenge every connected peer whose lease is due; all at once, so that a dead one delays no other."""
+        kit, verifier = self._ready()
+        with self._round:
+            now = datetime.now(UTC)
+            peers = self._peers(kit)
+            with self._lock:
+                due = {
+                    name: (fqcn, key, verifier.challenge(name, now))
+                    for name, (fqcn, key) in peers.items()
+                    if verifier.due(name, now)
+                }
+            if not due:
+                return
+            messages = {
+                name: TargetMessage(
+                    target=fqcn,
+                    channel=CHANNEL,
+                    topic=TOPIC,
+                    message=new_cell_message({}, {"nonce": nonce, "policy_digest": kit.attest_policy_digest}),
+                )
+                for name, (fqcn, _, nonce) in due.items()
+            }
+            replies = self._engine.get_cell().broadcast_multi_requests(
+                messages, timeout=self.reply_timeout_s, optional=True
+            )
+            for name, (_, key, nonce) in due.items():
+                reply = replies.get(name)
+                if reply is None or reply.get_header(MessageHeaderKey.RETURN_CODE) != ReturnCode.OK:
+                    self._no_answer(name)
+                    continue
+                evidence = reply.payload.get("evidence") if isinstance(reply.payload, dict) else None
+                with self._lock:
+                    appraisal = verifier.judge(name, key, nonce, evidence, datetime.now(UTC))
+                self._record(name, appraisal)
+
+    def _peers(self, kit: Kit) -> dict[str, tuple[str, signing.PublicKey]]:
+        """name -> (cell address, mTLS key of the study contract) of everybody whom this side must challenge."""
+        if kit.role == "hospital":
+            return {kit.study.coordinator.name: (FQCN.ROOT_SERVER, kit.study.coordinator.mtls_key)}
+        connected = {client.name: client.get_fqcn() for client in self._engine.get_clients()}
+        return {
+            hospital.name: (connected[hospital.name], hospital.mtls_key)
+            for hospital in kit.study.roster
+            if hospital.name in connected
+        }
+
+    def _no_answer(self, name: str) -> None:
+        """Silence ends no lease (a dropped packet is no fault) and gives none; said once per silence."""
+        _, verifier = self._ready()
+        with self._lock:
+            verifier.postpone(name, datetime.now(UTC), self.reply_timeout_s)
+        if name not in self._silent:
+            self._silent.add(name)
+            self._audit(name, "not_checked", "unknown", [("no_answer", "not_checked", "no answer to the challenge")])
+
+    def _record(self, name: str, appraisal: Appraisal) -> None:
+        self._silent.discard(name)
+        self._audit(name, appraisal.verdict, appraisal.type, appraisal.codes)
+        if appraisal.verdict == "pass":
+            self.logger.info(f"{name}: evidence passed ({appraisal.statement})")
+        else:
+            misses = "; ".join(f"{code}: {detail}" for code, result, detail in appraisal.codes if result == "fail")
+            self.logger.error(f"{name}: quarantined until its evidence passes: {misses or appraisal.verdict}")
+
+    def _audit(self, peer: str, verdict: str, kind: str, codes: list[tuple[str, str, str]]) -> None:
+        kit, _ = self._ready()
+        line = {"time": datetime.now(UTC).isoformat(), "peer": peer, "verdict": verdict, "type": kind, "codes": codes}
+        with self._lock, open(kit.root / AUDIT_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    # -- FLARE's gates -----------------------------------------------------------------------------------------------
+
+    def _admit_registration(self, fl_ctx: FLContext) -> None:
+        """Refuse a stranger at the door. The lease is what counts: an admin is exempt here and gets no job anyway."""
+        kit, _ = self._ready()
+        if fl_ctx.get_prop(FLContextKey.CLIENT_TYPE) == ClientType.ADMIN:
+            return
+        session = fl_ctx.get_prop(InternalFLContextKey.CLIENT_REG_SESSION)
+        peer = fl_ctx.get_peer_context()
+        name = session.client_name if session is not None else peer.get_identity_name() if peer is not None else ""
+        if name not in [hospital.name for hospital in kit.study.roster]:
+            raise NotAuthenticated(f"{name!r} is not a hospital of study {kit.study.study}")
+
+    def _refuse_code(self, fl_ctx: FLContext) -> None:
+        meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        if meta.get(AppValidationKey.BYOC, False):
+            reason = "the job brings its own code (byoc): jobs are configuration only in confidential mode"
+            fl_ctx.set_prop(key=FLContextKey.JOB_BLOCK_REASON, value=reason, sticky=False, private=True)
+
+    def _leave_out_unattested(self, fl_ctx: FLContext) -> None:
+        """Turn a site's "has resources" into "no" in place, so that the scheduler leaves it out."""
+        result = fl_ctx.get_prop(FLContextKey.RESOURCE_CHECK_RESULT)
+        for site in result or {}:
+            if not self.attested(site):
+                result[site] = (False, f"{site} is not attested: it has no live lease")

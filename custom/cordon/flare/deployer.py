@@ -1,0 +1,53 @@
+"""A hospital's gate for jobs: FLARE deploys nothing here that the site's policy and the study contract don't allow.
+
+Runs in the site's parent process, before any job process exists. What it returns goes to FLARE's job record
+(``job_deploy_detail``), so that the lead reads site and reason in the console.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.fl_constant import SystemComponents
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import JobMetaKey
+from nvflare.apis.workspace import Workspace
+from nvflare.private.fed.utils.app_deployer import AppDeployer
+
+from cordon import job as jobs
+from cordon.errors import CordonError
+from cordon.flare.cc_manager import CordonCCManager
+from cordon.flare.kit import Kit, load_kit
+from cordon.flare.plan import judge_job
+
+
+class SiteAppDeployer(AppDeployer):
+    """FLARE's app deployer behind three questions: is the coordinator attested, is the job allowed, is the data mapped."""
+
+    def deploy(
+        self, workspace: Workspace, job_id: str, job_meta: dict[str, Any], app_name: str, app_data: bytes, fl_ctx: FLContext
+    ) -> str:
+        """FLARE's contract: '' if deployed, else why not."""
+        name = str(job_meta.get(JobMetaKey.JOB_NAME.value, ""))
+        try:
+            manager = fl_ctx.get_engine().get_component(CC_MANAGER)
+            if not isinstance(manager, CordonCCManager):
+                return f"{CC_MANAGER} is not Cordon's: this kit was not provisioned by Cordon"
+            manager.require_coordinator()
+            kit = load_kit(Path(workspace.get_root_dir()), datetime.now(UTC))
+            check(kit, jobs.from_app_zip(name, app_data))
+        except CordonError as error:
+            return f"{fl_ctx.get_identity_name()} refuses job {name!r}: {error}"
+        return super().deploy(workspace, job_id, job_meta, app_name, app_data, fl_ctx) or ""
+
+
+CC_MANAGER = "cc_manager"
+assert SystemComponents.APP_DEPLOYER == "app_deployer"  # the id under which FLARE finds this class
+
+
+def check(kit: Kit, job: jobs.Job) -> None:
+    """Raise unless ``job`` may train at ``kit``: policy, study, privacy plan, and a confirmed mapping for its contract."""
+    judge_job(kit, job)
+    kit.mapping(job)

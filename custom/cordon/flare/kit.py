@@ -1,0 +1,234 @@
+"""A startup kit as Cordon reads it: who this process is, what it may do, whom it trusts. All of it checked, or nothing.
+
+Both sides load it at start and again in each job process. Everything that decides is signed: the study contract by all
+hospitals, site and attestation policy and mapping by this hospital. A file that is missing, changed or of another
+project stops the process with that file's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from cordon import documents, signing, study
+from cordon.attest import policy as attestation
+from cordon.attest.claims import Attester
+from cordon.attest.policy import AttestationPolicy
+from cordon.data.contract import MAPPING_SCHEMA, FeatureContract, Mapping
+from cordon.documents import Document
+from cordon.errors import ConfigError, MappingError, SignatureError
+from cordon.site import policy as site_policy
+from cordon.site.policy import Attestation, SitePolicy
+from cordon.study import Name, StudyContract
+
+if TYPE_CHECKING:
+    from cordon.job import Job
+
+COORDINATOR_SCHEMA = "cordon/coordinator/v1"
+SOFTWARE_TEE = "software_tee"  # folder in local/, POC only
+
+Role = Literal["coordinator", "hospital"]
+
+
+class EvaluationData(Document, frozen=True, kw_only=True):
+    """The reference set that the study contract names; resolves against the config's folder. None: no evaluation."""
+
+    source: str | None
+
+
+class CoordinatorConfig(Document, frozen=True, kw_only=True):
+    """The coordinator's own settings (``local/coordinator.yml``)."""
+
+    version: Literal["cordon/coordinator/v1"]
+    name: Name
+    attestation: Attestation
+    evaluation: EvaluationData
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A checked kit. ``policy`` is set for a hospital, ``coordinator`` for the coordinator."""
+
+    root: Path
+    name: str
+    role: Role
+    study: StudyContract
+    policy: SitePolicy | None
+    coordinator: CoordinatorConfig | None
+    mtls_key: signing.PrivateKey
+    attest_policy: AttestationPolicy
+    attest_policy_digest: str
+    attest_roots: dict[str, x509.Certificate]
+    attester: Attester
+    now: datetime
+
+    @property
+    def local(self) -> Path:
+        """The folder against which policies resolve their paths."""
+        return self.root / "local"
+
+    @property
+    def evaluation_source(self) -> Path | None:
+        """The coordinator's reference set, if it has one."""
+        source = self.coordinator.evaluation.source if self.coordinator else None
+        return (self.local / source).resolve() if source else None
+
+    def mapping(self, job: Job) -> Mapping:
+        """This hospital's mapping for the contract of ``job``, confirmed by its data steward.
+
+        Raises:
+            MappingError: missing, unsigned, changed, or for another contract or connector; says how to mend it.
+        """
+        contract = documents.parse(job.contract, FeatureContract, f"job {job.name}: contract.yml")
+        if self.policy is None:
+            raise ConfigError(f"{self.name} is the coordinator: it has no patient data and no mapping")
+        path = self.policy.resolve(self.local, self.policy.data.mapping)
+        how = (
+            f"wanted: a mapping of this site's {self.policy.data.connector} data to {contract.contract}, signed by its "
+            f"data steward: cordon sign --key STEWARD_KEY --as mapping {path}"
+        )
+        if not path.exists():
+            raise MappingError(f"{path}: missing; {how}")
+        try:
+            mapping = documents.load_signed(
+                path, Mapping, MAPPING_SCHEMA, [self.study.hospital(self.name).steward_key], self.now
+            )
+        except (SignatureError, ConfigError) as error:
+            raise MappingError(f"{error}; {how}") from error
+        if mapping.contract != contract.contract or mapping.connector != self.policy.data.connector:
+            raise MappingError(f"{path}: maps {mapping.connector} data to {mapping.contract}; {how}")
+        return mapping
+
+
+def load_kit(root: Path, now: datetime) -> Kit:
+    """The kit at ``root`` (the folder with ``startup/`` and ``local/``).
+
+    Raises:
+        ConfigError: a file is missing or does not fit, the kit is of another project, or it asks for hardware evidence
+            that this version cannot verify.
+        SignatureError: a document is unsigned, changed, or signed by the wrong key.
+    """
+    root = root.resolve()
+    local = root / "local"
+    role, base = _role(root)
+    agreed = study.load_signed(local / "study.yml", now)
+    name, mtls_key = _identity(root / "startup" / base, role, agreed)
+
+    policy: SitePolicy | None = None
+    coordinator: CoordinatorConfig | None = None
+    if role == "hospital":
+        keys = [agreed.hospital(name).policy_key]
+        policy = documents.load_signed(local / "cordon.yml", SitePolicy, site_policy.SCHEMA, keys, now)
+        check_site_policy(policy, name, agreed, local / "cordon.yml")
+        path = policy.resolve(local, policy.attestation.policy)
+        judged_by = documents.load_signed(path, AttestationPolicy, attestation.SCHEMA, keys, now)
+    else:
+        coordinator = documents.load(local / "coordinator.yml", CoordinatorConfig)
+        if coordinator.name != name:
+            raise ConfigError(
+                f"{local / 'coordinator.yml'}: is of {coordinator.name}, this kit's certificate of {name}"
+            )
+        path = (local / coordinator.attestation.policy).resolve()
+        judged_by = documents.load(path, AttestationPolicy)
+
+    check_profile(judged_by, agreed, path)
+    roots = _software_root(judged_by, path)
+    return Kit(
+        root=root,
+        name=name,
+        role=role,
+        study=agreed,
+        policy=policy,
+        coordinator=coordinator,
+        mtls_key=mtls_key,
+        attest_policy=judged_by,
+        attest_policy_digest=judged_by.digest,
+        attest_roots=roots,
+        attester=_attester(local / SOFTWARE_TEE, name),
+        now=now,
+    )
+
+
+def check_site_policy(policy: SitePolicy, name: str, agreed: StudyContract, path: Path) -> None:
+    """ConfigError unless ``policy`` is of hospital ``name`` and allows nothing unsafe outside POC."""
+    if policy.site != name:
+        raise ConfigError(f"{path}: is the policy of {policy.site}, this kit's certificate is of {name}")
+    if agreed.profile != "poc":
+        unsafe = [mode for mode in policy.allow.privacy_modes if mode.startswith("unsafe_")]
+        if policy.unsafe_poc is not None or unsafe:
+            what = ", ".join([*(["unsafe_poc"] if policy.unsafe_poc is not None else []), *unsafe])
+            raise ConfigError(f"{path}: {what} is refused outside POC; the study's profile is {agreed.profile}")
+
+
+def check_profile(policy: AttestationPolicy, agreed: StudyContract, path: Path) -> None:
+    """ConfigError unless the attestation policy is of the study's profile and can be judged by this version."""
+    if policy.profile != agreed.profile:
+        raise ConfigError(f"{path}: profile {policy.profile}, the study's is {agreed.profile}")
+    hardware = [kind for kind in policy.evidence if kind != "software"]
+    if hardware:
+        raise ConfigError(
+            f"{path}: no hardware verifier for {', '.join(hardware)} in this version: production kits do not start"
+        )
+
+
+def _role(root: Path) -> tuple[Role, str]:
+    """(role, base name of certificate and key), from the file that FLARE itself starts from."""
+    found = [name for name in ("fed_server.json", "fed_client.json") if (root / "startup" / name).exists()]
+    if len(found) != 1:
+        raise ConfigError(f"{root}: not a startup kit: want one of startup/fed_server.json, startup/fed_client.json")
+    return ("coordinator", "server") if found[0] == "fed_server.json" else ("hospital", "client")
+
+
+def _identity(base: Path, role: Role, agreed: StudyContract) -> tuple[str, signing.PrivateKey]:
+    """(name, mTLS key) of this kit; both must be those that the study contract names."""
+    certificate_path, key_path = base.with_suffix(".crt"), base.with_suffix(".key")
+    try:
+        certificate = x509.load_pem_x509_certificate(documents.read_bytes(certificate_path))
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        name = str(names[0].value)
+    except (ValueError, IndexError) as error:
+        raise ConfigError(f"{certificate_path}: not a certificate with a common name") from error
+    mtls_key = signing.load_private_key(documents.read_bytes(key_path))
+    spki = signing.spki_digest(mtls_key.public_key())
+    if signing.spki_digest(signing.load_public_key(documents.read_bytes(certificate_path))) != spki:
+        raise ConfigError(f"{key_path}: not the key of {certificate_path.name}")
+    try:
+        member = agreed.coordinator if role == "coordinator" else agreed.hospital(name)
+    except ConfigError as error:
+        raise ConfigError(f"{certificate_path}: kit of another project: {error}") from error
+    if member.name != name or signing.spki_digest(member.mtls_key) != spki:
+        raise ConfigError(
+            f"{certificate_path}: kit of another project: study {agreed.study} knows {member.name} by another key "
+            f"({signing.spki_digest(member.mtls_key)[:16]}...) than this kit's {name} ({spki[:16]}...)"
+        )
+    return name, mtls_key
+
+
+def _software_root(policy: AttestationPolicy, path: Path) -> dict[str, x509.Certificate]:
+    if "software" not in policy.evidence:
+        return {}
+    from cordon.attest import software
+
+    return {"software": software.load_certificate(documents.read_bytes(path.parent / policy.root))}
+
+
+def _attester(folder: Path, name: str) -> Attester:
+    """What makes this process's own evidence: in this version the software TEE of a POC kit."""
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{folder}: no such folder; this version makes software evidence only, so only POC kits start"
+        )
+    from cordon.attest import software
+
+    attester = software.load_attester(
+        documents.read_bytes(folder / "tee.pem"), documents.read_bytes(folder / "tee.key")
+    )
+    holder = attester.tee.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if [each.value for each in holder] != [name]:
+        raise ConfigError(f"{folder / 'tee.pem'}: not the TEE key of {name}")
+    return attester

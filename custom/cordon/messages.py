@@ -1,0 +1,159 @@
+"""Everything that coordinator and site say to each other during a job: headers, payloads, reasons.
+
+A message is an FLModel with ``params = {"payload": uint8 array}`` and ``meta["cordon"]`` = a DSSE envelope over one of
+the headers below, signed by the sender's *attested* key. The header names the payload's SHA-256; a signature that does
+not cover the payload is no signature. Nothing else leaves a site: no metric, no count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from cordon import signing
+from cordon.documents import Document, body_of
+from cordon.errors import SignatureError, UpdateRejected
+from cordon.params import Vector
+from cordon.signing import PrivateKey, PublicKey, digest
+from cordon.study import Sha256
+
+REJECT_REASONS = {
+    "bad_signature": "not signed by the key that the site attested for this job",
+    "bad_header": "header does not fit its schema or names another job",
+    "bad_payload": "payload is not one float32 tensor of the agreed name and shape, or not the signed bytes",
+    "bad_layout": "made for another model layout",
+    "unknown_ticket": "answers no outstanding ticket of this site (duplicate, replay or forgery)",
+    "wrong_base": "trained from another base model than its ticket names",
+    "too_stale": "older than the job's max_staleness",
+    "not_finite": "holds NaN or infinity",
+    "over_norm_bound": "L2 norm over the job's public norm_bound",
+    "wrong_privacy": "privacy mode or DP event differs from the job's plan",
+    "over_rounds": "the site already used its rounds_per_site",
+}
+"""Stable reason codes for a refused update; each is a fault that the site's signature proves, or a broken message."""
+
+REFUSAL_REASONS = {
+    "data_source": "the site's data source cannot be read",
+    "data_mapping": "the mapping is missing, unconfirmed or does not cover the contract",
+    "data_not_finite": "a value in the site's data is NaN or infinite",
+    "data_rows_rejected": "more rows were rejected than the contract allows",
+    "data_error": "the site's data cannot be used",
+    "policy_refused": "the site's policy forbids what the job asks",
+    "attestation_failed": "the coordinator's evidence does not show what the site's policy asks",
+    "bad_message": "the coordinator's message is not signed, not for this job or not on the model chain",
+    "plan_exhausted": "the site already used its rounds_per_site",
+    "site_error": "an error inside the site; its own log has the details",
+}
+"""Stable codes of a signed refusal: what a site may say about why it does not train."""
+
+
+class DPEvent(Document, frozen=True, kw_only=True):
+    """A mechanism run as a frozen value: accountants interpret it, nothing here computes."""
+
+    mechanism: Literal["poisson_subsampled_gaussian"]
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    clip_norm: float
+    unit: Literal["patient"]
+
+
+class ModelHeader(Document, frozen=True, kw_only=True):
+    """Coordinator -> site: this is global model ``version``; train from it under ``ticket``."""
+
+    v: Literal[1]
+    job: str
+    ticket: str
+    version: Annotated[int, Meta(ge=0)]
+    model_chain_head: Sha256
+    layout_digest: Sha256
+    payload_sha256: Sha256
+
+
+class UpdateHeader(Document, frozen=True, kw_only=True):
+    """Site -> coordinator: the clipped, noised delta made under ``ticket`` from ``base_version``."""
+
+    v: Literal[1]
+    job: str
+    ticket: str
+    base_version: Annotated[int, Meta(ge=0)]
+    model_chain_head: Sha256
+    layout_digest: Sha256
+    privacy: str
+    dp_event: DPEvent
+    payload_sha256: Sha256
+    ledger: None = None
+
+
+class Refusal(Document, frozen=True, kw_only=True):
+    """Site -> coordinator: no update under ``ticket``; ``code`` is one of REFUSAL_REASONS and all that is said."""
+
+    v: Literal[1]
+    job: str
+    ticket: str
+    code: str
+
+
+Header = TypeVar("Header", ModelHeader, UpdateHeader, Refusal)
+
+_TYPES: dict[type, str] = {
+    ModelHeader: "application/vnd.cordon.model.v1+json",
+    UpdateHeader: "application/vnd.cordon.update.v1+json",
+    Refusal: "application/vnd.cordon.refusal.v1+json",
+}
+
+
+def sign(key: PrivateKey, header: ModelHeader | UpdateHeader | Refusal) -> dict[str, Any]:
+    """``header`` as a DSSE envelope."""
+    return signing.sign(key, _TYPES[type(header)], body_of(header))
+
+
+def verify(envelope: Any, schema: type[Header], key: PublicKey, now: datetime) -> Header:
+    """The header in ``envelope`` if ``key`` signed it as a ``schema``; SignatureError for anything else."""
+    body, _ = signing.verify(envelope, _TYPES[schema], [key], now)
+    try:
+        return msgspec.convert(body, schema, strict=True)
+    except msgspec.ValidationError as error:
+        raise SignatureError(f"signed header does not fit its schema: {error}") from error
+
+
+def chain_head(previous: str, version: int, payload_sha256: str) -> str:
+    """Head of the model chain after ``version``: commits to every model since the first ('' before it)."""
+    return digest("cordon/model-chain/v1", previous.encode(), str(version).encode(), payload_sha256.encode())
+
+
+def pack(name: Literal["w", "delta"], vector: Vector) -> bytes:
+    """A payload: safetensors with the one tensor ``name`` (d,) float32."""
+    return save_safetensors({name: np.ascontiguousarray(vector, dtype=np.float32)})
+
+
+def unpack(name: Literal["w", "delta"], payload: bytes, size: int) -> Vector:
+    """The tensor of a payload; its length is bounded before it is parsed.
+
+    Raises:
+        UpdateRejected: ``bad_payload`` unless it is exactly one float32 tensor ``name`` of shape (size,).
+    """
+    if len(payload) > 4 * size + 1024:
+        raise UpdateRejected("bad_payload", f"{len(payload)} bytes for {size} parameters")
+    try:
+        tensors = load_safetensors(payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UpdateRejected("bad_payload", "not safetensors") from error
+    vector = tensors.get(name)
+    if set(tensors) != {name} or vector is None or vector.dtype != np.float32 or vector.shape != (size,):
+        shapes = {key: (str(value.dtype), value.shape) for key, value in tensors.items()}
+        raise UpdateRejected("bad_payload", f"want {name!r} float32 ({size},), got {shapes}")
+    return np.array(vector, dtype=np.float32)
+
+
+def sha256(payload: bytes) -> str:
+    """Hex SHA-256 of a payload as sent."""
+    return hashlib.sha256(payload).hexdigest()

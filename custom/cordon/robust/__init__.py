@@ -1,0 +1,1 @@
+"""Aggregation rules: n updates in, one out."""

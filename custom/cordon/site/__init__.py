@@ -1,0 +1,1 @@
+"""What a hospital allows: its policy and the judgement of a job against it."""

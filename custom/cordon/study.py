@@ -1,0 +1,130 @@
+"""The study contract (``study.yml``, schema ``cordon/study/v1``): what the hospitals agreed, signed by all of them.
+
+It is the root of identity: keys of peers come from its roster and never from a message or from FLARE's headers.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from cordon import documents
+from cordon.documents import Document
+from cordon.errors import ConfigError
+from cordon.signing import PublicKey, decode_spki
+
+SCHEMA = "cordon/study/v1"
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Spki = Annotated[str, Meta(min_length=40, max_length=2048)]
+"""Base64 DER SubjectPublicKeyInfo."""
+
+
+class Hospital(Document, frozen=True, kw_only=True):
+    """One member of the study: its FLARE name and the keys that speak for it."""
+
+    name: Name
+    mtls_spki: Spki
+    policy_spki: Spki
+    steward_spki: Spki
+    broker_spki: Spki | None = None
+
+    @property
+    def mtls_key(self) -> PublicKey:
+        return decode_spki(self.mtls_spki)
+
+    @property
+    def policy_key(self) -> PublicKey:
+        return decode_spki(self.policy_spki)
+
+    @property
+    def steward_key(self) -> PublicKey:
+        return decode_spki(self.steward_spki)
+
+
+class Coordinator(Document, frozen=True, kw_only=True):
+    """The server: its FLARE name (CN of its certificate) and mTLS key."""
+
+    name: Name
+    mtls_spki: Spki
+
+    @property
+    def mtls_key(self) -> PublicKey:
+        return decode_spki(self.mtls_spki)
+
+
+class Evaluation(Document, frozen=True, kw_only=True):
+    """What the coordinator may evaluate on. ``none`` is the production default."""
+
+    kind: Literal["none", "public", "consented"]
+    name: str = ""
+    sha256: Sha256 | None = None
+
+
+class StudyContract(Document, frozen=True, kw_only=True):
+    """Terms of a study.
+
+    ``profile`` separates the two worlds: ``poc`` allows the software TEE and modes named ``unsafe_``; ``production``
+    refuses both everywhere. ``weights`` are the public aggregation weights p (None = uniform). ``contracts`` are digests
+    of feature contracts. ``time_grid_s`` is the public grid on which sites send, since a finish time tells their size.
+    """
+
+    version: Literal["cordon/study/v1"]
+    study: Name
+    profile: Literal["poc", "production"]
+    coordinator: Coordinator
+    roster: Annotated[tuple[Hospital, ...], Meta(min_length=1, max_length=1000)]
+    weights: dict[Name, Annotated[float, Meta(gt=0)]] | None = None
+    contracts: tuple[Sha256, ...]
+    models: tuple[str, ...]
+    jobs: tuple[Name, ...]
+    time_grid_s: Annotated[float, Meta(ge=0)]
+    evaluation: Evaluation
+
+    def __post_init__(self) -> None:
+        names = [hospital.name for hospital in self.roster] + [self.coordinator.name]
+        if len(names) != len(set(names)):
+            raise ValueError("roster names are not unique")
+        keys = [hospital.mtls_spki for hospital in self.roster] + [self.coordinator.mtls_spki]
+        if len(keys) != len(set(keys)):
+            raise ValueError("two members share an mTLS key")
+        if self.weights is not None and set(self.weights) != {hospital.name for hospital in self.roster}:
+            raise ValueError("weights must name every hospital of the roster and no other")
+        if self.profile == "production" and self.time_grid_s <= 0:
+            raise ValueError("time_grid_s 0 (off) is refused outside POC: a finish time tells a site's size")
+
+    def hospital(self, name: str) -> Hospital:
+        """The roster entry of ``name``; ConfigError for a stranger."""
+        for hospital in self.roster:
+            if hospital.name == name:
+                return hospital
+        raise ConfigError(f"{name} is not a hospital of study {self.study}")
+
+    def weight(self, name: str) -> float:
+        """p of ``name``: a public constant, 1/N where the contract says uniform."""
+        self.hospital(name)
+        return 1.0 / len(self.roster) if self.weights is None else self.weights[name]
+
+    def next_tick(self, now: float) -> float:
+        """The first instant of the public time grid that is not before ``now`` (seconds since the epoch)."""
+        return now if self.time_grid_s == 0 else math.ceil(now / self.time_grid_s) * self.time_grid_s
+
+    @property
+    def digest(self) -> str:
+        return documents.content_digest(self)
+
+
+def load_signed(path: Path, now: datetime) -> StudyContract:
+    """The contract at ``path``, signed by the policy key of *every* hospital in its roster.
+
+    The roster names its own signers, so what this shows is agreement among them. Whether they are the right ones is
+    for the reader to pin: a site by its own entry, an auditor by the digest.
+    """
+    contract = documents.load(path, StudyContract)
+    keys = [hospital.policy_key for hospital in contract.roster]
+    return documents.load_signed(path, StudyContract, SCHEMA, keys, now, threshold=len(keys))

@@ -1,0 +1,94 @@
+"""Starts the FLARE parent process of the kit mounted at /workspace, or tells whether it is connected.
+
+entrypoint.py start client|server     entrypoint.py health client|server
+
+The command is the one in the kit's own startup/sub_start.sh, without its restart loop (the container engine restarts)
+and without its `PYTHONPATH=/local/custom`: nothing from outside the image becomes importable.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+WORKSPACE = Path("/workspace")
+MODULES = {
+    "client": "nvflare.private.fed.app.client.client_train",
+    "server": "nvflare.private.fed.app.server.server_train",
+}
+TCP_ESTABLISHED, TCP_LISTEN = "01", "0A"
+
+
+class KitError(Exception):
+    """The mounted kit is missing, of the other role or unreadable."""
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KitError(
+            f"cannot read {path}: {error.strerror}. "
+            f"Mount the kit's startup/ and local/ there, readable for uid {os.getuid()}"
+        ) from error
+
+
+def identity(certificate: bytes) -> tuple[str, str]:
+    """(name, organisation) as the certificate says: the same that FLARE holds the peer to."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    subject = x509.load_pem_x509_certificate(certificate).subject
+    values = []
+    for oid in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME):
+        found = subject.get_attributes_for_oid(oid)
+        if len(found) != 1:
+            raise KitError(f"the kit's certificate names {len(found)} values for {oid.dotted_string}, expected one")
+        values.append(str(found[0].value))
+    return values[0], values[1]
+
+
+def command(role: str, workspace: Path = WORKSPACE) -> list[str]:
+    startup = workspace / "startup"
+    read(startup / f"fed_{role}.json")
+    name, org = identity(read(startup / f"{role}.crt"))
+    settings = ["secure_train=true"]
+    if role == "client":
+        settings.append(f"uid={name}")
+    settings += [f"org={org}", "config_folder=config"]
+    options = ["-m", str(workspace), "-s", f"fed_{role}.json", "--set", *settings]
+    return [sys.executable, "-u", "-m", MODULES[role], *options]
+
+
+def connected(role: str, workspace: Path = WORKSPACE, proc: Path = Path("/proc/net")) -> bool:
+    """A server is well when it listens on its port, a client when it holds a connection to the server's port."""
+    config = json.loads(read(workspace / "startup" / f"fed_{role}.json"))
+    port = int(config["servers"][0]["service"]["target"].rpartition(":")[2])
+    wanted = (2, TCP_ESTABLISHED) if role == "client" else (1, TCP_LISTEN)
+    for table in ("tcp", "tcp6"):
+        path = proc / table
+        for line in path.read_text().splitlines()[1:] if path.exists() else []:
+            fields = line.split()  # number, local address:port, remote address:port, state, ...
+            if fields[3] == wanted[1] and int(fields[wanted[0]].rpartition(":")[2], 16) == port:
+                return True
+    return False
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2 or argv[0] not in ("start", "health") or argv[1] not in MODULES:
+        print("usage: entrypoint.py start|health client|server", file=sys.stderr)
+        return 3
+    action, role = argv
+    try:
+        if action == "health":
+            return 0 if connected(role) else 1
+        arguments = command(role)
+        (WORKSPACE / "transfer").mkdir(exist_ok=True)
+    except (KitError, OSError, ValueError, KeyError, IndexError) as error:
+        print(f"cordon: {error}", file=sys.stderr)
+        return 3
+    os.execv(arguments[0], arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
