@@ -84,8 +84,7 @@ def load(path: Path, schema: type[T]) -> T:
 
 def body_of(document: Any) -> dict[str, Any]:
     """A document as plain JSON values, for hashing and signing."""
-    body = msgspec.to_builtins(document)
-    assert isinstance(body, dict)
+    body: dict[str, Any] = msgspec.to_builtins(document)
     return body
 
 
@@ -101,7 +100,10 @@ def sign_file(path: Path, schema_name: str, key: signing.PrivateKey) -> Path:
     target = signature_path(path)
     envelope = signing.sign(key, SIGNATURE_TYPE, body)
     if target.exists():
-        present = json.loads(read_bytes(target))
+        try:
+            present = msgspec.json.decode(read_bytes(target))
+        except msgspec.DecodeError as error:
+            raise SignatureError(f"{target}: not JSON; remove it to sign anew: {error}") from error
         if signing.unverified_body(present) == body:
             envelope = signing.add_signature(present, key)
     target.write_text(json.dumps(envelope, indent=1) + "\n")
@@ -142,7 +144,7 @@ def check_signature(
     try:
         envelope = msgspec.json.decode(read_bytes(signature))
         body, _ = signing.verify(envelope, SIGNATURE_TYPE, keys, now, threshold)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SignatureError(f"{signature}: not JSON: {error}") from error
     except SignatureError as error:
         raise SignatureError(f"{signature}: {error}") from error

@@ -4,7 +4,7 @@
 
     CordonError                    exit code
     |-- ConfigError                3   a file or an argument does not fit its schema
-    |-- DataError                  1   patient data cannot be used as the contract asks (row id and column, never a value)
+    |-- DataError                  1   patient data cannot be used as the contract asks
     |   |-- SourceError                the source cannot be opened or read
     |   |-- MappingError               the mapping does not cover the contract, or is not confirmed
     |   `-- RowsRejected               more rows rejected than the contract allows

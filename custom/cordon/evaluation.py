@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 
-def auc_and_accuracy(
-    module: torch.nn.Module, x: NDArray[np.float32], y: NDArray[np.float32]
-) -> tuple[float, float]:
+def auc_and_accuracy(module: torch.nn.Module, x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[float, float]:
     """(area under the ROC curve, accuracy at probability 0.5), both in 0..1.
 
     Args:

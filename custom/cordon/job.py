@@ -51,9 +51,9 @@ class DPPlan(Document, frozen=True, kw_only=True):
     """One round's mechanism. All are public constants: none may depend on a site's data.
 
     ``noise_multiplier`` sigma; ``sampling_rate`` q: each patient enters a step with probability q (Poisson);
-    ``steps`` noisy steps per round; ``clip_norm`` C: L2 bound of one patient's gradient; ``expected_batch`` is the public
-    normaliser of a step (never q times the site's size, which would tell the size); ``delta`` is the one that epsilon is
-    reported at.
+    ``steps`` noisy steps per round; ``clip_norm`` C: L2 bound of one patient's gradient; ``expected_batch`` is the
+    public normaliser of a step (never q times the site's size, which would tell the size); ``delta`` is the one that
+    epsilon is reported at.
     """
 
     noise_multiplier: Positive
@@ -75,7 +75,7 @@ class ControllerArgs(Document, frozen=True, kw_only=True):
     versions: Count
     rounds_per_site: Count
     norm_bound: Positive
-    rule_args: dict[str, float] = {}
+    rule_args: dict[str, float] = msgspec.field(default_factory=dict)
     max_staleness: Annotated[int, Meta(ge=0)] = 10
     max_faults: Count = 2
     ticket_timeout_s: Positive = 3600.0
@@ -116,7 +116,9 @@ def from_files(name: str, files: Mapping[str, bytes]) -> Job:
         ConfigError: a file is missing, an unexpected file is there, or a component is not the one this job may use.
     """
     if set(files) != set(FILES):
-        raise ConfigError(f"job {name}: app/config must hold exactly {', '.join(FILES)}; got {', '.join(sorted(files))}")
+        raise ConfigError(
+            f"job {name}: app/config must hold exactly {', '.join(FILES)}; got {', '.join(sorted(files))}"
+        )
     server = _json(files["config_fed_server.json"], "config_fed_server.json")
     client = _json(files["config_fed_client.json"], "config_fed_client.json")
     workflows, executors = server.get("workflows"), client.get("executors")
@@ -160,7 +162,9 @@ def from_app_zip(name: str, data: bytes) -> Job:
                 raise ConfigError(f"job {name}: app is larger than allowed")
             outside = [entry.filename for entry in entries if Path(entry.filename).parent != Path("config")]
             if outside:
-                raise ConfigError(f"job {name}: configuration only, but the app also holds {', '.join(sorted(outside)[:5])}")
+                raise ConfigError(
+                    f"job {name}: configuration only, but the app also holds {', '.join(sorted(outside)[:5])}"
+                )
             return from_files(name, {Path(entry.filename).name: archive.read(entry) for entry in entries})
     except zipfile.BadZipFile as error:
         raise ConfigError(f"job {name}: app is not a zip file") from error

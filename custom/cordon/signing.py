@@ -108,8 +108,9 @@ def load_private_key(data: bytes) -> PrivateKey:
         key = load(data, password=None)
     except (ValueError, TypeError) as error:
         raise ConfigError("not an unencrypted private key in PEM or DER") from error
+    if not isinstance(key, Ed25519PrivateKey | RSAPrivateKey):
+        raise ConfigError(f"key type not accepted: want Ed25519 or RSA, got {type(key).__name__}")
     _accept_public(key.public_key())
-    assert isinstance(key, Ed25519PrivateKey | RSAPrivateKey)
     return key
 
 
@@ -189,7 +190,11 @@ def verify(
         if not isinstance(entry, dict) or set(entry) != {"keyid", "sig"}:
             raise SignatureError("a signature wants exactly keyid and sig")
         key = trusted.get(entry["keyid"]) if isinstance(entry["keyid"], str) else None
-        if key is None or entry["keyid"] in signers or not _signed(key.public_key, _unbase64(entry["sig"], 1024), message):
+        if (
+            key is None
+            or entry["keyid"] in signers
+            or not _signed(key.public_key, _unbase64(entry["sig"], 1024), message)
+        ):
             continue
         _check_period(key, now)
         signers.append(entry["keyid"])
@@ -204,7 +209,7 @@ def verify(
         body = msgspec.json.decode(payload)
         if not isinstance(body, dict) or canonical(body) != payload:
             raise SignatureError("payload is not a canonical JSON object (RFC 8785)")
-    except (msgspec.DecodeError, ConfigError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, ConfigError, RecursionError) as error:
         raise SignatureError(f"payload is not canonical JSON: {error}") from error
     return body, tuple(signers)
 
@@ -213,7 +218,7 @@ def unverified_body(envelope: Any) -> dict[str, Any]:
     """The body of an envelope without looking at its signature: only to choose which keys to verify it with."""
     try:
         body = msgspec.json.decode(_unbase64(envelope["payload"], MAX_ENVELOPE))
-    except (msgspec.DecodeError, TypeError, KeyError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError, RecursionError) as error:
         raise SignatureError(f"not a DSSE envelope: {error}") from error
     if not isinstance(body, dict):
         raise SignatureError("payload is not a JSON object")

@@ -70,8 +70,8 @@ class StudyContract(Document, frozen=True, kw_only=True):
     """Terms of a study.
 
     ``profile`` separates the two worlds: ``poc`` allows the software TEE and modes named ``unsafe_``; ``production``
-    refuses both everywhere. ``weights`` are the public aggregation weights p (None = uniform). ``contracts`` are digests
-    of feature contracts. ``time_grid_s`` is the public grid on which sites send, since a finish time tells their size.
+    refuses both everywhere. ``weights`` are the public aggregation weights p (None = uniform). ``contracts`` are
+    digests of feature contracts. ``time_grid_s`` is the public grid on which sites send: a finish time tells a size.
     """
 
     version: Literal["cordon/study/v1"]

@@ -12,7 +12,6 @@ no: out) or ``excluded`` (too many faults: out, and its update in the open buffe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from cordon.asyncfl import staleness
 from cordon.asyncfl.buffer import Buffer, Entry
+from cordon.asyncfl.records import Accepted, Ticket, Version
 from cordon.asyncfl.server_opt import make
 from cordon.errors import ConfigError, UpdateRejected
 from cordon.job import ControllerArgs
@@ -30,35 +30,6 @@ Rule = Callable[..., NDArray[np.float64]]
 State = Literal["live", "lost", "refused", "excluded"]
 
 NORM_SLACK = 1e-5  # relative: sites clip in float32
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """Leave for ``site`` to train one round from model ``version``, whose chain head is ``head``."""
-
-    id: str
-    site: str
-    version: int
-    head: str
-    issued_at: float
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """What is said of an update that counts."""
-
-    staleness: int
-    norm: float
-
-
-@dataclass(frozen=True)
-class Version:
-    """A new model: its number, whose updates made it (sorted), how stale each was, L2 norm of the step."""
-
-    number: int
-    sites: tuple[str, ...]
-    staleness: tuple[int, ...]
-    step_norm: float
 
 
 class Coordinator:

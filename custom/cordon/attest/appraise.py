@@ -15,22 +15,19 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
 from msgspec import Meta
 
 from cordon import signing
 from cordon.attest.binding import MAX_GPUS, NONCE_BYTES, Context, bundle_digest, gpu_nonce, report_data
 from cordon.attest.claims import Attester, Claims
+from cordon.attest.keys import KEM_BYTES, ProcessKeys, decode_kem_key
 from cordon.attest.policy import AttestationPolicy
 from cordon.documents import Document
 from cordon.errors import AttestError, ConfigError, SignatureError
 
 EVIDENCE_TYPE = "application/vnd.cordon.evidence.v1+json"
-KEM_BYTES = 1184 + 32  # ML-KEM-768 encapsulation key || X25519 public key
 MAX_EVIDENCE = 1024 * 1024  # characters of base64 payload looked at
 
 Result = Literal["pass", "fail", "not_checked"]
@@ -52,28 +49,6 @@ class Evidence(Document, frozen=True, kw_only=True):
     signing_public_key: Annotated[bytes, Meta(max_length=1024)]
     report: bytes
     gpu_evidence: Annotated[list[dict[str, Any]], Meta(max_length=MAX_GPUS)] | None
-
-
-@dataclass(frozen=True)
-class ProcessKeys:
-    """Keys of one process, made inside it and never stored: KEM pair (HPKE ML-KEM-768 + X25519), Ed25519 pair."""
-
-    kem_key: MLKEM768X25519PrivateKey
-    kem_public_bytes: bytes
-    signing_key: Ed25519PrivateKey
-
-    @classmethod
-    def generate(cls) -> ProcessKeys:
-        """Fresh keys from the operating system's randomness."""
-        lattice, curve = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
-        public = lattice.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
-        return cls(MLKEM768X25519PrivateKey(lattice, curve), public, Ed25519PrivateKey.generate())
-
-    @property
-    def signing_public_bytes(self) -> bytes:
-        return self.signing_key.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
 
 
 @dataclass(frozen=True)
@@ -225,9 +200,8 @@ def _keys(evidence: Evidence) -> tuple[Ed25519PublicKey | None, MLKEM768X25519Pu
         signing_key = signing.load_public_key(evidence.signing_public_key)
         if not isinstance(signing_key, Ed25519PublicKey):
             raise ConfigError("the signing key is not Ed25519")
-        lattice = MLKEM768PublicKey.from_public_bytes(evidence.kem_public_key[:-32])
-        kem_key = MLKEM768X25519PublicKey(lattice, X25519PublicKey.from_public_bytes(evidence.kem_public_key[-32:]))
-    except (ConfigError, ValueError) as error:
+        kem_key = decode_kem_key(evidence.kem_public_key)
+    except ConfigError as error:
         return None, None, Check("process_keys", "fail", f"a key in the evidence cannot be used: {error}")
     return signing_key, kem_key, Check("process_keys", "pass", "signing and KEM key are well-formed")
 

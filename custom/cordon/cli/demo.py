@@ -29,7 +29,9 @@ def add_parser(sub: Any) -> None:
         description="For `nvflare poc prepare -i provisioning/project.poc.yml`: gives each hospital its share of the "
         "demo's patients in its own form, and the coordinator the public reference set.",
     )
-    samples.add_argument("workspace", type=Path, help="POC workspace ($NVFLARE_POC_WORKSPACE, default /tmp/nvflare/poc)")
+    samples.add_argument(
+        "workspace", type=Path, help="POC workspace ($NVFLARE_POC_WORKSPACE, default /tmp/nvflare/poc)"
+    )
     samples.add_argument("--seed", type=int, default=0, help="seed of how the patients are divided (default: 0)")
     samples.set_defaults(run=_samples)
 

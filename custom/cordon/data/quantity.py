@@ -18,6 +18,17 @@ _POINT = re.compile(r"[+-]?[0-9]{1,40}(?:\.[0-9]{1,40})?(?:[eE][+-]?[0-9]{1,3})?
 _COMMA = re.compile(r"[+-]?[0-9]{1,40}(?:,[0-9]{1,40})?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 _EQUIVALENTS = re.compile(r"(?<![A-Za-z\[])[a-zA-Z]{0,2}eq(?![A-Za-z\]])")
+_ANNOTATION = re.compile(r"\{[!-z|~]*\}", re.ASCII)  # {score}, {cells}: unity, UCUM section 6
+_BRACKETED = re.compile(r"\[[^\]]+\]")
+# Units that depend on an assay: isArbitrary="yes" in ucum-essence.xml. UCUM section 24: they convert to nothing else.
+# fmt: off
+ARBITRARY = frozenset((
+    "[hp_X]", "[hp_C]", "[hp_M]", "[hp_Q]", "[kp_X]", "[kp_C]", "[kp_M]", "[kp_Q]", "[iU]", "[IU]", "[arb'U]",
+    "[USP'U]", "[GPL'U]", "[MPL'U]", "[APL'U]", "[beth'U]", "[anti'Xa'U]", "[todd'U]", "[dye'U]", "[smgy'U]",
+    "[bdsk'U]", "[ka'U]", "[knk'U]", "[mclg'U]", "[tb'U]", "[CCID_50]", "[TCID_50]", "[EID_50]", "[PFU]", "[FFU]",
+    "[CFU]", "[IR]", "[BAU]", "[AU]", "[Amb'a'1'U]", "[PNU]", "[Lf]", "[D'ag'U]", "[FEU]", "[ELU]", "[EU]",
+))
+# fmt: on
 MAX_UNIT = 64  # characters; UCUM expressions of real data are far shorter
 
 
@@ -103,10 +114,10 @@ def _parsed(code: str) -> tuple[Decimal, Any] | None:
     if not 0 < len(code) <= MAX_UNIT or not code.isascii():
         return None
     try:
-        quantity = _registry().from_ucum(code)
-    except (LarkError, PintError, ValueError, TypeError, AttributeError, KeyError):
+        quantity = _registry().from_ucum("1" if _ANNOTATION.fullmatch(code) else code)
+        return Decimal(str(quantity.magnitude)), quantity.units
+    except (LarkError, PintError, ArithmeticError, ValueError, TypeError, AttributeError, KeyError):
         return None
-    return Decimal(str(quantity.magnitude)), quantity.units
 
 
 @cache
@@ -118,6 +129,9 @@ def _conversion(unit: str, target: str) -> Affine | str:
         return "unit_unknown"
     # An equivalent is mol / valence; the library takes the valence for 1, which is wrong for calcium or magnesium.
     if bool(_EQUIVALENTS.search(unit)) != bool(_EQUIVALENTS.search(target)):
+        return "unit_not_convertible"
+    # Arbitrary units: the library takes all of them for the number 1.
+    if ARBITRARY.intersection(_BRACKETED.findall(unit)) != ARBITRARY.intersection(_BRACKETED.findall(target)):
         return "unit_not_convertible"
     try:
         zero, one, two = (

@@ -196,8 +196,10 @@ def _data_and_baselines(demo: Demo) -> tuple[float, dict[str, float]]:
 def _train(demo: Demo) -> Path:
     """Submit as the lead, follow the event log, download the result: the folder with event log and model."""
     federation, view = demo.federation, demo.view
+    copy = federation.home / demo.job.name  # FLARE signs a job folder in place
+    shutil.copytree(demo.job_folder, copy)
     with _silenced(), federation.session() as session:
-        job_id = session.submit_job(str(demo.job_folder))
+        job_id = session.submit_job(str(copy))
         follow = events.follow(federation.kit(federation.server) / job_id / EVENTS_FILE)
         deadline, asked = time.monotonic() + JOB_TIMEOUT_S, 0.0
         while True:
@@ -214,7 +216,9 @@ def _train(demo: Demo) -> Path:
         _show_failures(demo, meta)
         download = Path(session.download_job_result(job_id, str(federation.home / "result")))
     shutil.copytree(
-        download, demo.out / "logs" / federation.server / "job", ignore=shutil.ignore_patterns("*.key", "*.crt", "*.pem")
+        download,
+        demo.out / "logs" / federation.server / "job",
+        ignore=shutil.ignore_patterns("*.key", "*.crt", "*.pem"),
     )
     found = sorted(download.rglob(EVENTS_FILE))
     if not found or not (found[0].parent / MODEL_FILE).exists():
@@ -304,7 +308,7 @@ def _keep_logs(federation: poc.Poc, target: Path) -> None:
     for name in (federation.server, *federation.sites):
         kit = federation.kit(name)
         for path in sorted(kit.rglob("*")):
-            if path.suffix in {".txt", ".log", ".jsonl"} and "log" in path.name or path.name == "attestation.jsonl":
+            if (path.suffix in {".txt", ".log", ".jsonl"} and "log" in path.name) or path.name == "attestation.jsonl":
                 copy = target / name / path.relative_to(kit)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
@@ -335,5 +339,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-

@@ -38,7 +38,9 @@ def fill_kits(workspace: Path, seed: int) -> Iterator[str]:
     """Fill every kit of ``workspace`` (made by ``nvflare poc prepare -i provisioning/project.poc.yml``)."""
     kits = sorted(path.parent.parent for path in workspace.glob("*/prod_*/*/local/study.yml"))
     if not kits:
-        raise ConfigError(f"{workspace}: no kits of Cordon; first run nvflare poc prepare -i provisioning/project.poc.yml")
+        raise ConfigError(
+            f"{workspace}: no kits of Cordon; first run nvflare poc prepare -i provisioning/project.poc.yml"
+        )
     split = wdbc.split(seed)
     for kit in kits:
         hospital = (kit / "local" / "cordon.yml").exists()

@@ -29,6 +29,7 @@ from cordon.errors import ConfigError
 
 SYSTEM = "https://cordon.example/CodeSystem/wdbc"
 ICD10 = "http://hl7.org/fhir/sid/icd-10"
+CONDITION_STATUS = "http://terminology.hl7.org/CodeSystem/condition-ver-status"
 UCUM = "http://unitsofmeasure.org"
 MALIGNANT, BENIGN = "C50.9", "D24"  # ICD-10 (WHO): malignant, benign neoplasm of breast
 FIRST_CONCEPT = 2_000_000_101  # OMOP keeps 2 000 000 001 and above for local concepts
@@ -60,11 +61,8 @@ def patient_ids(site: str, rows: Iterable[int]) -> tuple[str, ...]:
 
 def feature_units() -> tuple[str, ...]:
     """The contract's unit of every feature."""
-    units = []
-    for name in wdbc.feature_ids():
-        length = "radius" in name or "perimeter" in name
-        units.append("um2" if "area" in name else "um" if length else "1")
-    return tuple(units)
+    kinds = {"radius": "um", "perimeter": "um", "area": "um2"}
+    return tuple(next((kinds[part] for part in name.split("_") if part in kinds), "1") for name in wdbc.feature_ids())
 
 
 def write_hospital(site: str, form: str, target: Path, table: wdbc.Table, seed: int = 0) -> None:
@@ -126,11 +124,7 @@ def _fhir(folder: Path, share: _Share, rng: np.random.Generator) -> None:
     conditions = [
         {
             "resourceType": "Condition",
-            "verificationStatus": {
-                "coding": [
-                    {"system": "http://terminology.hl7.org/CodeSystem/condition-ver-status", "code": "confirmed"}
-                ]
-            },
+            "verificationStatus": {"coding": [{"system": CONDITION_STATUS, "code": "confirmed"}]},
             "code": {"coding": [{"system": ICD10, "code": MALIGNANT if label else BENIGN}]},
             "subject": {"reference": f"Patient/{key}"},
         }
@@ -150,8 +144,8 @@ def _sql(path: Path, share: _Share, rng: np.random.Generator) -> None:
 
     def cell(at: int, value: float) -> str | float | None:
         if at in radius:
-            return f"{_decimal(value).scaleb(-3):f}".replace(".", ",")
-        return float(_decimal(value).scaleb(-6)) if units[at] == "um2" else value
+            return f"{Decimal(_text(value)).scaleb(-3):f}".replace(".", ",")
+        return float(Decimal(_text(value)).scaleb(-6)) if units[at] == "um2" else value
 
     types = ", ".join(f"{column} {'TEXT' if at in radius else 'REAL'}" for at, column in enumerate(COLUMNS))
     entries = [
@@ -165,10 +159,12 @@ def _sql(path: Path, share: _Share, rng: np.random.Generator) -> None:
         database.execute(f"CREATE TABLE messwerte (lfd_nr INTEGER PRIMARY KEY, patient_nr TEXT, status TEXT, {types})")
         database.executemany(
             "INSERT INTO patienten VALUES (?, ?, ?)",
-            [
-                (key, born.year, "maligne" if label else "benigne")
-                for key, born, label in zip(share.ids, share.born, share.y, strict=True)
-            ],
+            zip(
+                share.ids,
+                (born.year for born in share.born),
+                map(("benigne", "maligne").__getitem__, share.y),
+                strict=True,
+            ),
         )
         insert = f"INSERT INTO messwerte (patient_nr, status, {', '.join(COLUMNS)}) VALUES ({marks})"  # noqa: S608
         database.executemany(insert, [entries[at] for at in order])
@@ -184,12 +180,8 @@ def _pdf(folder: Path, share: _Share, rng: np.random.Generator) -> None:
         page.setFont("Helvetica-Bold", 14)
         page.drawString(60, 790, "Department of Pathology - fine needle aspirate of the breast")
         page.setFont("Helvetica", 10)
-        text = [
-            f"Patient ID: {key}",
-            f"Date of birth: {born}",
-            f"Slides examined: {int(rng.integers(2, 9))} in total",
-            "",
-        ]
+        slides = int(rng.integers(2, 9))
+        text = [f"Patient ID: {key}", f"Date of birth: {born}", f"Slides examined: {slides} in total", ""]
         text += [f"{name}: {_text(value)} {unit}" for (name, unit), value in zip(lines, values, strict=True)]
         text += ["", f"Diagnosis: {'malignant' if label else 'benign'}", "Measured by image analysis of cell nuclei."]
         for number, line in enumerate(text):
@@ -291,10 +283,8 @@ def _shuffled(rows: Sequence[Any], rng: np.random.Generator) -> list[Any]:
 
 
 def _write_rows(path: Path, columns: str, rows: Iterable[dict[str, Any]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns.split(), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    names = columns.split()
+    _write_csv(path, names, ([row.get(name, "") for name in names] for row in rows))
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -307,7 +297,3 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> 
 def _text(value: float) -> str:
     """The shortest decimal text that reads back as the same float."""
     return repr(float(value))
-
-
-def _decimal(value: float) -> Decimal:
-    return Decimal(_text(value))

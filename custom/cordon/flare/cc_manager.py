@@ -29,8 +29,9 @@ from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.private.defs import ClientType, InternalFLContextKey, new_cell_message
 
 from cordon import signing
-from cordon.attest.appraise import Appraisal, ProcessKeys, make_evidence, parent_context
+from cordon.attest.appraise import Appraisal, make_evidence, parent_context
 from cordon.attest.binding import NONCE_BYTES
+from cordon.attest.keys import ProcessKeys
 from cordon.attest.nonce import Nonces
 from cordon.attest.verifier import Verifier
 from cordon.errors import AttestError, CordonError

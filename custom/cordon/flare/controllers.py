@@ -29,8 +29,9 @@ from nvflare.app_common.workflows.model_controller import ModelController
 from cordon import documents, messages, models, signing
 from cordon import job as jobs
 from cordon.asyncfl.coordinator import Coordinator
-from cordon.attest.appraise import ProcessKeys, appraise, make_evidence
+from cordon.attest.appraise import appraise, make_evidence
 from cordon.attest.binding import NONCE_BYTES
+from cordon.attest.keys import ProcessKeys
 from cordon.data.contract import FeatureContract
 from cordon.data.reference import read_reference
 from cordon.errors import AttestError, ConfigError, SignatureError, UpdateRejected
@@ -64,7 +65,7 @@ class Peer:
 
 
 class AsyncController(ModelController):
-    """Buffered asynchronous training. Arguments are those of ``cordon.job.ControllerArgs`` (names, units, ranges there)."""
+    """Buffered asynchronous training. Arguments: ``cordon.job.ControllerArgs`` (names, units and ranges there)."""
 
     def __init__(
         self,
@@ -411,7 +412,11 @@ def _reference(kit: Kit, features: FeatureContract) -> tuple[Any, Any] | None:
     if evaluation.kind == "none":
         return None
     if source is None:
-        raise ConfigError(f"the study evaluates on {evaluation.name!r}, but local/coordinator.yml names no source for it")
+        raise ConfigError(
+            f"the study evaluates on {evaluation.name!r}, but local/coordinator.yml names no source for it"
+        )
     if evaluation.sha256 not in (None, messages.sha256(documents.read_bytes(source, MAX_REFERENCE))):
-        raise ConfigError(f"{source}: not the evaluation set {evaluation.name!r} that the study contract names (SHA-256)")
+        raise ConfigError(
+            f"{source}: not the evaluation set {evaluation.name!r} that the study contract names (SHA-256)"
+        )
     return read_reference(source, features)

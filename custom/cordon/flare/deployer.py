@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nvflare.apis.fl_constant import SystemComponents
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.workspace import Workspace
@@ -22,12 +21,20 @@ from cordon.flare.cc_manager import CordonCCManager
 from cordon.flare.kit import Kit, load_kit
 from cordon.flare.plan import judge_job
 
+CC_MANAGER = "cc_manager"  # component id in the kit
+
 
 class SiteAppDeployer(AppDeployer):
-    """FLARE's app deployer behind three questions: is the coordinator attested, is the job allowed, is the data mapped."""
+    """FLARE's app deployer behind three questions: coordinator attested? job allowed? data mapped?"""
 
     def deploy(
-        self, workspace: Workspace, job_id: str, job_meta: dict[str, Any], app_name: str, app_data: bytes, fl_ctx: FLContext
+        self,
+        workspace: Workspace,
+        job_id: str,
+        job_meta: dict[str, Any],
+        app_name: str,
+        app_data: bytes,
+        fl_ctx: FLContext,
     ) -> str:
         """FLARE's contract: '' if deployed, else why not."""
         name = str(job_meta.get(JobMetaKey.JOB_NAME.value, ""))
@@ -43,11 +50,9 @@ class SiteAppDeployer(AppDeployer):
         return super().deploy(workspace, job_id, job_meta, app_name, app_data, fl_ctx) or ""
 
 
-CC_MANAGER = "cc_manager"
-assert SystemComponents.APP_DEPLOYER == "app_deployer"  # the id under which FLARE finds this class
 
 
 def check(kit: Kit, job: jobs.Job) -> None:
-    """Raise unless ``job`` may train at ``kit``: policy, study, privacy plan, and a confirmed mapping for its contract."""
+    """Raise unless ``job`` may train at ``kit``: policy, study, privacy plan, confirmed mapping."""
     judge_job(kit, job)
     kit.mapping(job)

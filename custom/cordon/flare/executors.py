@@ -12,6 +12,7 @@ The first ``train`` brings the coordinator's evidence for this site's challenge;
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import secrets
 import time
@@ -29,12 +30,13 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from cordon import job as jobs
 from cordon import messages, models, signing
-from cordon.attest.appraise import ProcessKeys, appraise, make_evidence
+from cordon.attest.appraise import appraise, make_evidence
 from cordon.attest.binding import NONCE_BYTES, Context, bundle_digest
+from cordon.attest.keys import ProcessKeys
 from cordon.data.harmonise import Patients
 from cordon.data.load import load_patients
 from cordon.dp.train import clip_update, train_round
-from cordon.errors import AttestError, CordonError, DataError, PolicyRefused, PrivacyError, SignatureError
+from cordon.errors import AttestError, ConfigError, CordonError, DataError, PolicyRefused, PrivacyError, SignatureError
 from cordon.flare import codec, plan
 from cordon.flare.kit import Kit, load_kit
 from cordon.params import Layout
@@ -63,7 +65,7 @@ class Session:
 
 
 class DPTrainExecutor(Executor):
-    """Runs a job's rounds at a hospital. Arguments are those of ``cordon.job.ExecutorArgs`` (names, units and ranges there)."""
+    """Runs a job's rounds at a hospital. Arguments: ``cordon.job.ExecutorArgs`` (names, units and ranges there)."""
 
     def __init__(
         self,
@@ -127,7 +129,8 @@ class DPTrainExecutor(Executor):
 
     def _load(self, session: Session, fl_ctx: FLContext) -> Patients:
         kit = session.kit
-        assert kit.policy is not None
+        if kit.policy is None:
+            raise ConfigError(f"{kit.name} is the coordinator: it has no patient data")
         data = kit.policy.data
         source = kit.policy.resolve(kit.root / "local", data.source)
         mapping = kit.mapping(session.job)
@@ -194,15 +197,15 @@ class DPTrainExecutor(Executor):
         session.sent = {header.ticket: reply}
         delay = unsafe.extra_delay_s if unsafe is not None else 0.0
         _wait_until(session.kit.study.next_tick(time.time() + delay), abort_signal)
-        self.log_info(fl_ctx, f"round {session.rounds_used} from version {header.version}: {time.time() - started:.1f} s")
+        self.log_info(
+            fl_ctx, f"round {session.rounds_used} from version {header.version}: {time.time() - started:.1f} s"
+        )
         return reply
 
     def _refuse(self, session: Session, code: str, parts: dict[str, Any]) -> Shareable:
-        ticket = ""
-        try:
+        ticket = ""  # what a broken message leaves: the refusal then names none
+        with contextlib.suppress(SignatureError):
             ticket = str(signing.unverified_body(parts.get("model")).get("ticket", ""))[:64]
-        except SignatureError:
-            pass  # no readable ticket: the refusal then names none
         return FLModelUtils.to_shareable(codec.to_model({"refusal": _refusal(session, ticket, code)}))
 
 
@@ -272,14 +275,17 @@ def _appraise_coordinator(session: Session, evidence: Any) -> signing.PublicKey:
 
 def _model_header(session: Session, envelope: Any, payload: bytes) -> messages.ModelHeader:
     """The verified header of a global model; it must be of this job and lie on the chain seen so far."""
-    assert session.coordinator_key is not None and session.layout is not None
+    if session.coordinator_key is None or session.layout is None:
+        raise SignatureError("a model before the coordinator was appraised")
     header = messages.verify(envelope, messages.ModelHeader, session.coordinator_key, datetime.now(UTC))
     if header.job != session.job_id or header.layout_digest != session.layout.digest:
         raise SignatureError("model is of another job or layout")
     if header.payload_sha256 != messages.sha256(payload):
         raise SignatureError("model is not the signed one")
     # Showing different sites different models would let a coordinator read one site's update out of the next version.
-    if header.version < session.version or (header.version == session.version and header.model_chain_head != session.head):
+    if header.version < session.version or (
+        header.version == session.version and header.model_chain_head != session.head
+    ):
         raise SignatureError(f"model version {header.version} is not on the chain seen at version {session.version}")
     if header.version == session.version + 1 and session.version >= 0:
         want = messages.chain_head(session.head, header.version, header.payload_sha256)

@@ -11,6 +11,8 @@ from cordon.flare.cc_profile import CCConfig
 
 LOG_STREAMER = "nvflare.app_common.logging.site_log_streamer.SiteLogStreamer"
 
+OUTCOME_WAIT_S = 20
+
 AUTHORIZATION = {
     "format_version": "1.0",
     "permissions": {
@@ -79,6 +81,19 @@ def restrict_resources(local: Path, config: CCConfig, log_streaming: bool | None
         if not log_streaming:
             resources["components"] = [each for each in resources["components"] if each["path"] != LOG_STREAMER]
     _write(path, resources)
+
+
+def limit_outcome_wait(startup: Path) -> None:
+    """At the coordinator: a job that is done ends although a killed site never reports; FLARE would wait 900 seconds.
+
+    FLARE reads this setting from the environment only.
+    """
+    path = startup / "start.sh"
+    if not path.exists():
+        raise ConfigError(f"{path}: missing; put CordonBuilder after StaticFileBuilder in the project file")
+    first, rest = path.read_text().split("\n", 1)
+    name = "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT"
+    path.write_text(f'{first}\nexport {name}="${{{name}:-{OUTCOME_WAIT_S}}}"\n{rest}')
 
 
 def write_authorization(local: Path) -> None:

@@ -24,7 +24,9 @@ class SafetensorsPersistor(ModelPersistor):
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
         """Write all arrays as float32; a reader never sees half a file."""
         path = self._path(fl_ctx)
-        arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in model[ModelLearnableKey.WEIGHTS].items()}
+        arrays = {
+            name: np.ascontiguousarray(value, np.float32) for name, value in model[ModelLearnableKey.WEIGHTS].items()
+        }
         part = path.with_suffix(".part")
         save_file(arrays, part)
         part.replace(path)

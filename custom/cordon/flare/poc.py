@@ -195,7 +195,7 @@ def _end(find: Any, grace_s: float) -> None:
 def _nvflare(poc: Poc, *args: str, timeout_s: float) -> str:
     """Run an ``nvflare`` command in a session of its own (a Ctrl-C at the terminal is ours to handle)."""
     command = [sys.executable, "-m", "nvflare.cli", *args]
-    done = subprocess.run(  # noqa: S603 - fixed program, our own arguments
+    done = subprocess.run(
         command,
         env=poc.environment(),
         cwd=poc.home,

@@ -28,7 +28,7 @@ from nvflare.lighter.spec import Builder
 
 from cordon import documents, signing
 from cordon.errors import ConfigError, CordonError
-from cordon.flare import cc_profile, kit_files, packaging, poc_documents
+from cordon.flare import cc_profile, kit_files, packaging
 from cordon.flare.cc_profile import CCConfig
 
 PROFILES = {"poc": ProvisionMode.POC, "production": ProvisionMode.NORMAL}
@@ -105,6 +105,8 @@ class CordonBuilder(Builder):
             return
         policies = {name: cc_profile.policy_path(path, config) for name, (path, config) in self._profiles.items()}
         if self.profile == "poc":
+            from cordon.flare import poc_documents  # not in production images
+
             made = poc_documents.make(
                 templates=folder,
                 contracts=[self._resolve(path) for path in self.contracts],
@@ -129,6 +131,7 @@ class CordonBuilder(Builder):
                 log_streaming = policy.egress.log_streaming
             else:
                 packaging.pack_coordinator(folder, policies[participant.name], local, agreed)
+                kit_files.limit_outcome_wait(Path(ctx.get_kit_dir(participant)))
             if self.profile == "poc":
                 poc_documents.write_tee(Path(ctx.get_state_dir()), local, participant.name, now)
             kit_files.write_components(local, config, hospital)

@@ -1,4 +1,4 @@
-"""The site policy (``local/cordon.yml``, schema ``cordon/site/v1``) and the rule above all: the job asks, the site decides.
+"""The site policy (``local/cordon.yml``, schema ``cordon/site/v1``): the job asks, the site decides.
 
 ``judge`` compares what a job asks with what the hospital and the study allow and raises *all* misses together, before
 anything is trained.

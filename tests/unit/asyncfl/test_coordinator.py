@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cordon.asyncfl.coordinator import Coordinator, Ticket
+from cordon.asyncfl.coordinator import Coordinator
+from cordon.asyncfl.records import Ticket
 from cordon.errors import ConfigError, UpdateRejected
 from cordon.job import ControllerArgs, ServerOpt
 from cordon.messages import DPEvent, UpdateHeader, chain_head, pack, sha256

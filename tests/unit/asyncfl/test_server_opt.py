@@ -15,7 +15,7 @@ sequences = st.lists(arrays(np.float64, 3, elements=st.floats(-10, 10)), min_siz
 
 
 def args(name: str, **changes: float) -> ServerOpt:
-    return ServerOpt(**{"name": name, "lr": 0.3, "beta1": 0.8, "beta2": 0.9, "tau": 0.01, **changes})
+    return ServerOpt(**{"algorithm": name, "lr": 0.3, "beta1": 0.8, "beta2": 0.9, "tau": 0.01, **changes})
 
 
 @given(sequences)

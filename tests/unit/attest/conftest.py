@@ -7,7 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
 from cordon.attest import software
-from cordon.attest.appraise import Appraisal, ProcessKeys, appraise, make_evidence, parent_context
+from cordon.attest.appraise import Appraisal, appraise, make_evidence, parent_context
+from cordon.attest.keys import ProcessKeys
 from cordon.attest.policy import AttestationPolicy
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)

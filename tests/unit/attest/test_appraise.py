@@ -80,13 +80,20 @@ def test_gpu_evidence_is_bound_and_not_believed_unchecked(world, make_policy, mo
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
 def test_garbage_gets_a_verdict_and_never_a_pass(world, garbage):
     assert world.judge(garbage).verdict == "fail"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(module.Evidence.__struct_fields__), st.none() | st.integers() | st.text() | st.binary(max_size=40).map(bytes.hex))
+@given(
+    st.sampled_from(module.Evidence.__struct_fields__),
+    st.none() | st.integers() | st.text() | st.binary(max_size=40).map(bytes.hex),
+)
 def test_a_signed_but_malformed_body_never_passes(world, field, value):
     body = {**signing.unverified_body(world.evidence()), field: value}
     if body != signing.unverified_body(world.evidence()):

@@ -47,7 +47,9 @@ def test_a_challenge_has_a_deadline_and_is_spent_by_missing_it(path, world):
     assert _code(nonces, nonce, "hospital-a", "parent", "", world.now) == "nonce_unknown"
 
 
-@pytest.mark.parametrize("used_for", [("hospital-b", "parent", ""), ("hospital-a", "job", ""), ("hospital-a", "parent", "j")])
+@pytest.mark.parametrize(
+    "used_for", [("hospital-b", "parent", ""), ("hospital-a", "job", ""), ("hospital-a", "parent", "j")]
+)
 def test_a_challenge_is_for_one_site_purpose_and_job(path, world, used_for):
     nonces = Nonces(path)
     nonce = nonces.issue("hospital-a", "parent", "", world.now, 30)

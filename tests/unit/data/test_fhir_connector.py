@@ -56,7 +56,9 @@ def test_urn_uuid_references_resolve(contract, mappings, hospital):
 def test_references_that_lead_nowhere_are_counted(contract, mappings, hospital, reference, reason):
     source = hospital("fhir")
     lines = (source / "Observation.ndjson").read_text().splitlines()
-    wanted = next(at for at, line in enumerate(lines) if "mean_radius" in line and "HX-00000" in line and "final" in line)
+    wanted = next(
+        at for at, line in enumerate(lines) if "mean_radius" in line and "HX-00000" in line and "final" in line
+    )
     resource = json.loads(lines[wanted])
     resource["subject"]["reference"] = reference
     lines[wanted] = json.dumps(resource)
@@ -150,7 +152,7 @@ def test_options_are_a_closed_set(contract, mappings, hospital):
 
 
 def test_real_bulk_data(vectors, tmp_path):
-    """Synthea's export: every line is read, every reference (all urn:uuid) resolved; counts as the vectors' index says."""
+    """Synthea's export: every line is read, every reference (all urn:uuid) resolved; counts as the index says."""
     for kind in ("Patient", "Observation", "Condition"):
         packed = vectors / "clinical" / "fhir" / "bulk" / f"{kind}.ndjson.gz"
         (tmp_path / f"{kind}.ndjson").write_bytes(gzip.decompress(packed.read_bytes()))

@@ -75,7 +75,9 @@ def test_samples_are_the_same_for_the_same_seed(tmp_path, form):
     for name in ("one", "two"):
         samples.write_hospital("hospital-x", form, tmp_path / name, table, seed=3)
         files = sorted((tmp_path / name).iterdir()) if (tmp_path / name).is_dir() else [tmp_path / name]
-        digests.append([(path.name * (len(files) > 1), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
+        digests.append(
+            [(path.name * (len(files) > 1), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+        )
     assert digests[0] == digests[1]
 
 

@@ -91,7 +91,9 @@ def test_lines_outside_the_grammar(contract, mappings, tmp_path, line, reason):
 
 
 def test_free_text_is_set_aside_and_counted(mappings, tmp_path):
-    report(tmp_path / NAME, ["Patient ID: HX-00000", "Mean radius was hard to see", "Note: see slide 4", "Remark: none"])
+    report(
+        tmp_path / NAME, ["Patient ID: HX-00000", "Mean radius was hard to see", "Note: see slide 4", "Remark: none"]
+    )
     records = list(scan(Source(tmp_path), mappings["pdf"], PdfOptions()))
     assert [record.filtered for record in records] == ["", "text_line", "text_line", "text_line", "text_line"]
 
@@ -105,7 +107,7 @@ def test_a_label_must_start_the_line(contract, mappings, tmp_path):
 
 
 def test_no_reports(contract, mappings, tmp_path):
-    with pytest.raises(SourceError, match="no .pdf file"):
+    with pytest.raises(SourceError, match=r"no \.pdf file"):
         load_patients(contract, mappings["pdf"], "pdf", tmp_path)
     with pytest.raises(SourceError, match="cannot be read"):
         load_patients(contract, mappings["pdf"], "pdf", tmp_path / "missing")

@@ -1,7 +1,8 @@
-"""Errors that real exports hold, planted one at a time in every form; each must get its reason, and no value may leak."""
+"""Errors that real exports hold, planted one at a time in every form: each gets its reason, and no value leaks."""
 
 import csv
 import json
+import shutil
 import sqlite3
 import traceback
 from contextlib import closing
@@ -65,6 +66,7 @@ def write_report(folder, name, lines):
 def set_value(form, source, raw, column=0):
     """Replace mean_radius (``column`` 0) of the first patient by the raw text or number ``raw``, in the given form."""
     if form == "fhir":
+
         def change(resources):
             at = resources.index(one(resources))
             text = json.dumps(resources[at])
@@ -75,6 +77,7 @@ def set_value(form, source, raw, column=0):
     elif form == "sql":
         sql(source, "UPDATE messwerte SET radius_mittel = ? WHERE patient_nr = ? AND status = 'gueltig'", raw, FIRST)
     elif form == "omop":
+
         def change_rows(rows):
             with open(source / "person.csv", newline="") as file:
                 person = next(r["person_id"] for r in csv.DictReader(file) if r["person_source_value"] == FIRST)
@@ -110,7 +113,12 @@ def test_non_finite_is_answered_with_pointer_and_column(contract, mappings, hosp
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("raw", "reason"),
-    [("99999", "out_of_range"), ("12,5", "unparsable_number"), ("<5", "unparsable_number"), ("1'200", "unparsable_number")],
+    [
+        ("99999", "out_of_range"),
+        ("12,5", "unparsable_number"),
+        ("<5", "unparsable_number"),
+        ("1'200", "unparsable_number"),
+    ],
 )
 def test_bad_number_rejects_the_value_and_its_patient(contract, mappings, hospital, form, raw, reason):
     if form == "sql":
@@ -134,13 +142,13 @@ def test_bad_number_rejects_the_value_and_its_patient(contract, mappings, hospit
 @given(number=st.integers(10**11, 10**12 - 1), form=st.sampled_from(FORMS), kind=st.sampled_from(["", "x", "NaN"]))
 def test_no_value_is_ever_said(contract, mappings, hospital, tmp_path_factory, number, form, kind):
     """A distinctive number, rejected in three ways, is in no message, cause, traceback, ledger or example."""
-    import shutil
-
     source = hospital(form)
     try:
         raw = f"{number}{kind}"
         set_value(form, source, f'"{raw}"' if form == "fhir" and kind else raw)
-        strict = contract.__class__(**{**{n: getattr(contract, n) for n in contract.__struct_fields__}, "max_rejected": 0.0})
+        strict = contract.__class__(
+            **{**{n: getattr(contract, n) for n in contract.__struct_fields__}, "max_rejected": 0.0}
+        )
         with pytest.raises(RowsRejected) as caught:
             load_patients(strict, mappings[form], form, source)
         assert str(number) not in texts(caught.value)
@@ -181,7 +189,12 @@ def test_swapped_columns_are_out_of_range(contract, mappings, hospital):
 
 @pytest.mark.parametrize(
     ("unit", "reason"),
-    [("kg", "unit_not_convertible"), ("furlong", "unit_unknown"), ("", "unit_unknown"), ("um2", "unit_not_convertible")],
+    [
+        ("kg", "unit_not_convertible"),
+        ("furlong", "unit_unknown"),
+        ("", "unit_unknown"),
+        ("um2", "unit_not_convertible"),
+    ],
 )
 def test_wrong_unit_in_fhir(contract, mappings, hospital, unit, reason):
     source = hospital("fhir")
@@ -211,16 +224,23 @@ def test_another_convertible_unit_gives_the_same_tensor(contract, mappings, hosp
 
 def test_wrong_unit_in_a_report_and_in_omop(contract, mappings, hospital):
     source = hospital("omop")
-    edit_csv(source / "measurement.csv", lambda rows: next(
-        r for r in rows if r["measurement_concept_id"] == "2000000104"  # mean_area
-    ).update(unit_source_value="um"))
+    edit_csv(
+        source / "measurement.csv",
+        lambda rows: next(
+            r
+            for r in rows
+            if r["measurement_concept_id"] == "2000000104"  # mean_area
+        ).update(unit_source_value="um"),
+    )
     loaded = load_patients(contract, mappings["omop"], "omop", source)
     assert loaded.conservation.rejected == {"unit_not_convertible": 1, "patient_rejected": 30}
 
 
 def test_entered_in_error_is_filtered_and_counted(contract, mappings, hospital):
     source = hospital("fhir")
-    before = read_source(contract, mappings["fhir"], "fhir", source).conservation.rows.filtered["status:entered-in-error"]
+    before = read_source(contract, mappings["fhir"], "fhir", source).conservation.rows.filtered[
+        "status:entered-in-error"
+    ]
     edit_ndjson(source / "Observation.ndjson", lambda all_: one(all_).update(status="entered-in-error"))
     loaded = load_patients(contract, mappings["fhir"], "fhir", source)
     assert loaded.conservation.rows.filtered["status:entered-in-error"] == before + 1
@@ -230,9 +250,12 @@ def test_entered_in_error_is_filtered_and_counted(contract, mappings, hospital):
 def test_a_bound_is_no_number(contract, mappings, hospital):
     fhir, omop = hospital("fhir"), hospital("omop")
     edit_ndjson(fhir / "Observation.ndjson", lambda all_: one(all_)["valueQuantity"].update(comparator="<"))
-    edit_csv(omop / "measurement.csv", lambda rows: next(
-        r for r in rows if r["measurement_concept_id"] == "2000000101"
-    ).update(operator_concept_id="4171756"))
+    edit_csv(
+        omop / "measurement.csv",
+        lambda rows: next(r for r in rows if r["measurement_concept_id"] == "2000000101").update(
+            operator_concept_id="4171756"
+        ),
+    )
     for form, source in (("fhir", fhir), ("omop", omop)):
         assert load_patients(contract, mappings[form], form, source).conservation.rejected["unparsable_number"] == 1
 

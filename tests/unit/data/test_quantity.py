@@ -1,5 +1,6 @@
 """Number grammar and unit conversion."""
 
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cordon.data.quantity import Rejected, conversion, convert, parse_number
+from cordon.data.quantity import ARBITRARY, Rejected, conversion, convert, parse_number
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,8 @@ def test_any_text_is_a_number_or_rejected(text):
         ("1", "[in_i]", "cm", 2.54),
         ("5", "10*3/uL", "10*9/L", 5.0),
         ("2", "mm", "mm", 2.0),
+        ("3", "{score}", "1", 3.0),
+        ("4", "m[iU]/mL", "[iU]/L", 4.0),
     ],
 )
 def test_conversion_is_exact(value, unit, target, result):
@@ -101,6 +104,9 @@ def test_conversion_is_exact(value, unit, target, result):
         ("kg", "um", "unit_not_convertible"),
         ("mg/dL", "mmol/L", "unit_not_convertible"),  # needs a molar mass
         ("meq/L", "mmol/L", "unit_not_convertible"),  # needs a valence
+        ("[iU]/L", "/L", "unit_not_convertible"),  # what an international unit is depends on the substance
+        ("[iU]", "[arb'U]", "unit_not_convertible"),
+        ("dB", "1", "unit_not_convertible"),  # logarithmic
         ("[pH]", "mol/L", "unit_unknown"),  # logarithmic: the library has no linear form of it
         ("furlong", "um", "unit_unknown"),
         ("µm", "um", "unit_unknown"),  # not UCUM: the mapping's `units` must say so
@@ -126,6 +132,12 @@ def test_any_text_as_unit_is_answered(text):
 @given(st.decimals(0, 10_000, places=9))
 def test_there_and_back(value):
     assert convert(Decimal(str(convert(value, "mm", "um"))), "um", "mm") == pytest.approx(float(value), rel=1e-15)
+
+
+def test_arbitrary_units_are_those_of_the_standard(vectors):
+    essence = (vectors / "clinical" / "ucum" / "ucum-essence.xml").read_text()
+    marked = re.findall(r'<unit (?=[^>]*isArbitrary="yes")[^>]*?\bCode="([^"]+)"', essence)
+    assert set(marked) == ARBITRARY
 
 
 def test_same_units_do_not_load_the_unit_library():

@@ -118,8 +118,12 @@ def test_omop_names_outside_the_model(contract, mappings, hospital):
         ),
     ):
         with pytest.raises(MappingError, match="must be"):
-            load_patients(contract, wrong, "omop", hospital("omop") if wrong.patient == "year_of_birth" else
-                          hospital("csv").parent / "omop")
+            load_patients(
+                contract,
+                wrong,
+                "omop",
+                hospital("omop") if wrong.patient == "year_of_birth" else hospital("csv").parent / "omop",
+            )
 
 
 def test_reference_set_keeps_the_order_of_the_file(contract, tmp_path):

@@ -1,0 +1,239 @@
+"""Somebody shows evidence that is not its own, not fresh, or not about what it claims. Each attempt fails by name."""
+
+import base64
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+
+from cordon import signing
+from cordon.attest import software
+from cordon.attest.appraise import EVIDENCE_TYPE, appraise, make_evidence, parent_context
+from cordon.attest.keys import ProcessKeys
+from cordon.attest.nonce import Nonces
+from cordon.attest.policy import AttestationPolicy
+from cordon.attest.verifier import Verifier
+from cordon.errors import AttestError, ConfigError
+from cordon.flare.kit import check_profile
+
+NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
+STUDY, NONCE = "5" * 64, b"n" * 32
+POLICY = AttestationPolicy(
+    version="cordon/attestation/v1",
+    name="poc",
+    profile="poc",
+    evidence=("software",),
+    allow_software=True,
+    measurement="any",
+    bundle_digest="any",
+    gpu="none",
+    root="root.pem",
+    max_age_s=30.0,
+    lease_s=90.0,
+)
+ROOT = software.make_root("workspace", NOW)
+MTLS = {name: generate_private_key(65537, 2048) for name in ("hospital-a", "hospital-b", "server")}
+TEE = {name: software.SoftwareAttester(software.issue(ROOT, name, NOW)) for name in MTLS}
+KEYS = ProcessKeys.generate()
+
+
+def _context(site="hospital-a", **changes):
+    context = parent_context(site, STUDY, POLICY.digest)
+    return msgspec.convert({**msgspec.to_builtins(context), **changes}, type(context))
+
+
+def _evidence(site="hospital-a", *, tee=None, mtls=None, context=None, nonce=NONCE):
+    return make_evidence(tee or TEE[site], context or _context(site), nonce, KEYS, mtls or MTLS[site])
+
+
+def _judge(evidence, site="hospital-a", *, nonce=NONCE, context=None, policy=POLICY, root=ROOT):
+    return appraise(
+        evidence,
+        nonce=nonce,
+        context=context or _context(site),
+        mtls_key=MTLS[site].public_key(),
+        policy=policy,
+        roots={"software": root.certificate},
+        now=NOW,
+    )
+
+
+def _failed(appraisal):
+    with pytest.raises(AttestError):
+        appraisal.require()
+    return {code for code, result, _ in appraisal.codes if result == "fail"}
+
+
+def _resigned(evidence, mtls, **changes):
+    """The body changed and signed again: what a host can do that holds the mTLS key but not the TEE."""
+    return signing.sign(mtls, EVIDENCE_TYPE, {**signing.unverified_body(evidence), **changes})
+
+
+def _b64(data):
+    return base64.b64encode(data).decode()
+
+
+def test_honest_evidence_passes():
+    assert _judge(_evidence()).verdict == "pass"
+
+
+def test_replayed_nonce():
+    assert _failed(_judge(_evidence(nonce=b"o" * 32))) == {"nonce"}
+    # writing the new nonce over the old report does not help: the report covers the old one
+    assert _failed(_judge(_resigned(_evidence(nonce=b"o" * 32), MTLS["hospital-a"], nonce=_b64(NONCE)))) == {
+        "report_data"
+    }
+
+
+def test_replay_after_the_verifier_restarts(tmp_path):
+    def start():
+        return Verifier(POLICY, {"software": ROOT.certificate}, STUDY, Nonces(tmp_path / "nonces.json"))
+
+    first = start()
+    nonce = first.challenge("hospital-a", NOW)
+    evidence, key = _evidence(nonce=nonce), MTLS["hospital-a"].public_key()
+    assert first.judge("hospital-a", key, nonce, evidence, NOW).verdict == "pass"
+    second = start()
+    assert not second.live("hospital-a", NOW)
+    assert second.judge("hospital-a", key, nonce, evidence, NOW).codes[0][0] == "nonce_unknown"
+
+
+def test_late_answer(tmp_path):
+    verifier = Verifier(POLICY, {"software": ROOT.certificate}, STUDY, Nonces(tmp_path / "nonces.json"))
+    nonce = verifier.challenge("hospital-a", NOW)
+    late = NOW + timedelta(seconds=31)
+    appraisal = verifier.judge("hospital-a", MTLS["hospital-a"].public_key(), nonce, _evidence(nonce=nonce), late)
+    assert appraisal.codes[0][0] == "nonce_expired"
+
+
+def test_a_challenge_to_another_site_is_not_answered_here(tmp_path):
+    verifier = Verifier(POLICY, {"software": ROOT.certificate}, STUDY, Nonces(tmp_path / "nonces.json"))
+    nonce = verifier.challenge("hospital-b", NOW)
+    appraisal = verifier.judge("hospital-a", MTLS["hospital-a"].public_key(), nonce, _evidence(nonce=nonce), NOW)
+    assert appraisal.codes[0][0] == "nonce_misused"
+
+
+def test_relayed_evidence_of_another_site():
+    # hospital-a (no TEE of its own) forwards what hospital-b answered
+    assert _failed(_judge(_evidence("hospital-b"))) == {"mtls_signature"}
+    # ... and signs it with its own mTLS key
+    assert "report_data" in _failed(_judge(_resigned(_evidence("hospital-b"), MTLS["hospital-a"])))
+    # ... and has hospital-b's TEE make a report over hospital-a's statement (a rented or lent TEE)
+    assert _failed(_judge(_evidence("hospital-a", tee=TEE["hospital-b"]))) == {"tee_holder"}
+
+
+def test_a_site_that_calls_itself_another():
+    assert _failed(_judge(_evidence("hospital-b"), "hospital-a")) == {"mtls_signature"}
+    context = _context("hospital-b")
+    assert _failed(_judge(_evidence("hospital-a", context=context))) == {"context_site"}
+
+
+def test_other_mtls_key():
+    stranger = generate_private_key(65537, 2048)
+    assert _failed(_judge(_evidence(mtls=stranger))) == {"mtls_signature"}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"purpose": "job"}, "context_purpose"),
+        ({"job": "0b5c"}, "context_job"),
+        ({"job_digest": "1" * 64}, "context_job_digest"),
+        ({"study": "6" * 64}, "context_study"),
+        ({"policy_digest": "7" * 64}, "context_policy_digest"),
+    ],
+)
+def test_evidence_for_something_else(change, code):
+    evidence = _evidence(context=_context(**change))
+    assert _failed(_judge(evidence)) == {code}
+    # relabelled to what the verifier wants: the report covers the true context
+    relabelled = _resigned(evidence, MTLS["hospital-a"], context=msgspec.to_builtins(_context()))
+    assert _failed(_judge(relabelled)) == {"report_data"}
+
+
+def test_parent_evidence_does_not_serve_for_a_job():
+    job = _context(purpose="job", job="0b5c", job_digest="1" * 64)
+    assert _failed(_judge(_evidence(), context=job)) == {"context_purpose", "context_job", "context_job_digest"}
+
+
+def test_swapped_keys():
+    other = ProcessKeys.generate()
+    for change in (
+        {"kem_public_key": _b64(other.kem_public_bytes)},
+        {"signing_public_key": _b64(other.signing_public_bytes)},
+    ):
+        assert _failed(_judge(_resigned(_evidence(), MTLS["hospital-a"], **change))) == {"report_data"}
+
+
+def test_claimed_bundle_of_a_listed_release():
+    listed = msgspec.convert({**msgspec.to_builtins(POLICY), "bundle_digest": ["8" * 64]}, AttestationPolicy)
+    relabelled = {**msgspec.to_builtins(_context(policy_digest=listed.digest)), "bundle_digest": "8" * 64}
+    honest = _evidence(context=_context(policy_digest=listed.digest))
+    wanted = _context(policy_digest=listed.digest)
+    assert _failed(_judge(honest, context=wanted, policy=listed)) == {"bundle_digest"}
+    forged = _resigned(honest, MTLS["hospital-a"], context=relabelled)
+    assert _failed(_judge(forged, context=wanted, policy=listed)) == {"report_data"}
+
+
+def test_other_root():
+    root = software.make_root("workspace", NOW)
+    tee = software.SoftwareAttester(software.issue(root, "hospital-a", NOW))
+    assert _failed(_judge(_evidence(tee=tee))) == {"report_genuine"}
+
+
+def test_a_report_signed_by_no_certified_key():
+    body = signing.unverified_body(_evidence())
+    fake = software.SoftwareAttester(software.make_root("workspace", NOW))
+    report = fake.report(b"\0" * 64)
+    assert _failed(_judge(_resigned(_evidence(), MTLS["hospital-a"], report=_b64(report)))) == {"report_genuine"}
+    assert body["type"] == "software"
+
+
+def _production():
+    return AttestationPolicy(
+        version="cordon/attestation/v1",
+        name="production",
+        profile="production",
+        evidence=("snp", "tdx"),
+        allow_software=False,
+        measurement=("0" * 96,),
+        bundle_digest="any",
+        gpu="required",
+        root="any",
+        max_age_s=60.0,
+        lease_s=900.0,
+    )
+
+
+@pytest.mark.parametrize("kind", ["software", "snp", "tdx", "sgx", "SOFTWARE", ""])
+def test_software_evidence_under_a_production_policy(kind):
+    """Whatever type it claims: what is accepted is said by the policy, and unverifiable is no pass."""
+    policy = _production()
+    context = _context(policy_digest=policy.digest)
+    evidence = _resigned(_evidence(context=context), MTLS["hospital-a"], type=kind)
+    appraisal = _judge(evidence, context=context, policy=policy)
+    with pytest.raises(AttestError):
+        appraisal.require()
+    assert appraisal.verdict == "fail"
+
+
+def test_a_production_policy_cannot_name_software():
+    tree = msgspec.to_builtins(_production())
+    for change in ({"evidence": ["software"]}, {"evidence": ["software"], "allow_software": True, "root": "r.pem"}):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert({**tree, **change}, AttestationPolicy)
+
+
+def test_a_poc_policy_does_not_serve_a_production_study(tmp_path):
+    class Study:
+        profile = "production"
+
+    with pytest.raises(ConfigError, match="profile poc"):
+        check_profile(POLICY, Study, tmp_path / "attestation.yml")
+    Study.profile = "poc"
+    with pytest.raises(ConfigError, match="profile production"):
+        check_profile(_production(), Study, tmp_path / "attestation.yml")
+    Study.profile = "production"
+    with pytest.raises(ConfigError, match="no hardware verifier for snp, tdx in this version"):
+        check_profile(_production(), Study, tmp_path / "attestation.yml")

@@ -1,0 +1,316 @@
+"""Whoever runs provisioning leaves something out, weakens something, or adds something. No kit comes of it."""
+
+import copy
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+
+from cordon import documents, signing, study
+from cordon.errors import ConfigError, CordonError, SignatureError
+from cordon.flare import packaging
+from cordon.flare.kit import load_kit
+
+NAMES = ("server", "hospital-a", "hospital-b")
+
+
+@pytest.fixture(scope="module")
+def project(repo_root, tmp_path_factory):
+    """A small POC project: coordinator and two hospitals; cc_config is a copy that a test may spoil."""
+    tree = yaml.safe_load((repo_root / "provisioning" / "project.poc.yml").read_text())
+    tree["participants"] = [each for each in tree["participants"] if each["name"] in (*NAMES, "admin@cordon.example")]
+    for each in tree["participants"]:
+        if "cc_config" in each:
+            each["cc_config"] = str(repo_root / "cc_config" / "software.yml")
+    tree["builders"][3]["args"]["base"] = str(repo_root / "provisioning")
+    return tree
+
+
+@pytest.fixture
+def spoilt(project, repo_root, tmp_path):
+    """(project, folder of cc_config) to change at will."""
+    project = copy.deepcopy(project)
+    folder = shutil.copytree(repo_root / "cc_config", tmp_path / "cc_config")
+    for each in project["participants"]:
+        if "cc_config" in each:
+            each["cc_config"] = str(folder / "software.yml")
+    return project, folder
+
+
+def _provision(project, workspace, mode="poc"):
+    project = copy.deepcopy(project)
+    return Provisioner(str(workspace), prepare_builders(project)).provision(prepare_project(project), mode=mode)
+
+
+def _refused(project, workspace, capsys, mode="poc"):
+    """What provisioning says when it stops; fails if anything that looks like a kit is left."""
+    with pytest.raises(SystemExit) as caught:
+        _provision(project, workspace, mode)
+    assert caught.value.code not in (0, None)
+    assert not list(Path(workspace).rglob("start.sh"))
+    assert not list(Path(workspace).rglob("prod_*"))
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def kits(project, tmp_path_factory):
+    return Path(_provision(project, tmp_path_factory.mktemp("ws")).get_result_location())
+
+
+def test_the_untouched_project_makes_kits(kits):
+    for name in NAMES:
+        load_kit(kits / name, datetime.now(UTC))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_participant_without_cc_config(spoilt, tmp_path, capsys, name):
+    project, _ = spoilt
+    for each in project["participants"]:
+        if each["name"] == name:
+            del each["cc_config"]
+    assert f"participant {name}: no cc_config" in _refused(project, tmp_path / "ws", capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        ("", "Expected `object`"),
+        ("[1, 2", "not YAML"),
+        ("\xff\xfe", "not UTF-8"),
+        ("compute_env: mock\n", "compute_env"),
+        ("compute_env: nowhere\n", "compute_env"),
+    ],
+)
+def test_a_cc_config_that_cannot_be_used(spoilt, tmp_path, capsys, content, said):
+    project, folder = spoilt
+    path = folder / "software.yml"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    message = _refused(project, tmp_path / "ws", capsys)
+    assert str(path) in message
+    assert said in message
+
+
+def _change(path, **changes):
+    tree = {**yaml.safe_load(path.read_text()), **changes}
+    path.write_text(yaml.safe_dump({key: value for key, value in tree.items() if value != "absent"}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cc_enabled": False},
+        {"cc_attestation": "absent"},
+        {"class_allow_list": "absent"},
+        {"class_allow_list": []},
+        {"cc_cpu_mechanism": "amd_sev_snp"},
+        {"cc_attestation": {"policy": "policy/none.yml", "check_frequency": 2}},
+        {"cc_attestation": {"policy": "policy/software.yml", "check_frequency": 1e9}},
+    ],
+)
+def test_a_cc_config_that_says_too_little_or_too_much(spoilt, tmp_path, capsys, changes):
+    project, folder = spoilt
+    _change(folder / "software.yml", **changes)
+    assert str(folder) in _refused(project, tmp_path / "ws", capsys)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "cordon.flare.",
+        "cordon.flare",
+        "cordon",
+        "*",
+        "",
+        "cordon.flare.executors",
+        "cordon.flare.executors.",
+        "cordon.flare.executors.DPTrainExecutor.",
+        "cordon.flare.executors.Path",  # merely imported there
+        "cordon.flare.executors.Nothing",
+        "cordon.flare.executors.load_job",
+        "cordon.no_such_module.Thing",
+        "subprocess.Popen ",
+        "nvflare.",
+    ],
+)
+def test_an_allow_list_entry_that_opens_more_than_one_class(spoilt, tmp_path, capsys, entry):
+    project, folder = spoilt
+    path = folder / "software.yml"
+    _change(path, class_allow_list=[*yaml.safe_load(path.read_text())["class_allow_list"], entry])
+    message = _refused(project, tmp_path / "ws", capsys)
+    assert str(path) in message
+    assert "class_allow_list" in message
+
+
+def test_an_allow_list_without_our_classes(spoilt, tmp_path, capsys):
+    project, folder = spoilt
+    _change(folder / "software.yml", class_allow_list=["cordon.flare.executors.DPTrainExecutor"])
+    assert "lacks cordon.flare.controllers.AsyncController" in _refused(project, tmp_path / "ws", capsys)
+
+
+def test_an_attestation_policy_that_leaves_a_field_out(spoilt, tmp_path, capsys):
+    project, folder = spoilt
+    _change(folder / "policy" / "software.yml", measurement="absent")
+    assert "missing required field `measurement`" in _refused(project, tmp_path / "ws", capsys)
+
+
+def test_poc_profile_in_production_and_the_reverse(spoilt, tmp_path, capsys):
+    project, folder = spoilt
+    assert "does not fit this command" in _refused(project, tmp_path / "a", capsys, mode="normal")
+    project["builders"][3]["args"]["profile"] = "production"
+    assert "does not fit this command" in _refused(project, tmp_path / "b", capsys)
+    # production with the software profile
+    message = _refused(project, tmp_path / "c", capsys, mode="normal")
+    assert f"{folder / 'software.yml'}: evidence software does not fit profile production" in message
+
+
+def test_builders_in_another_order(spoilt, tmp_path, capsys):
+    project, _ = spoilt
+    builders = project["builders"]
+    for order, said in (
+        ([0, 1, 2, 4, 3], "before SignatureBuilder"),
+        ([0, 3, 1, 2, 4], "cannot be read"),
+    ):
+        project["builders"] = [builders[index] for index in order]
+        assert said in _refused(project, tmp_path / f"ws{order[1]}", capsys)
+
+
+def test_a_relay_is_refused(spoilt, tmp_path, capsys):
+    project, _ = spoilt
+    relay = {
+        "name": "relay-1",
+        "type": "relay",
+        "org": "x",
+        "listening_host": {"default_host": "localhost", "port": 8102},
+    }
+    project["participants"].append(relay)
+    assert "relays are not supported" in _refused(project, tmp_path / "ws", capsys)
+
+
+# -- kits put together from parts ------------------------------------------------------------------------------------
+
+
+def test_a_kit_of_another_project(project, kits, tmp_path):
+    """Same names, another CA: documents of one project never start with certificates of another."""
+    other = Path(_provision(project, tmp_path / "ws").get_result_location())
+    for role, name in (("server", "server"), ("client", "hospital-a")):
+        mixed = shutil.copytree(kits / name, tmp_path / name)
+        for suffix in ("crt", "key"):
+            shutil.copy(other / name / "startup" / f"{role}.{suffix}", mixed / "startup")
+        with pytest.raises(ConfigError, match="kit of another project"):
+            load_kit(mixed, datetime.now(UTC))
+
+
+def test_a_hospital_that_nobody_agreed_to(kits, project, tmp_path):
+    """The CA mints a certificate for one more site; the signed roster does not know it."""
+    project = copy.deepcopy(project)
+    for each in project["participants"]:
+        if each["name"] == "hospital-b":
+            each["name"] = "hospital-z"
+    arguments = project["builders"][3]["args"]
+    templates = shutil.copytree(Path(arguments["base"]) / "poc", tmp_path / "poc")
+    (templates / "hospital-z.yml").write_text(
+        (templates / "hospital-b.yml").read_text().replace("hospital-b", "hospital-z")
+    )
+    shutil.copy(templates / "mappings" / "hospital-b.yml", templates / "mappings" / "hospital-z.yml")
+    arguments["documents"] = str(templates)
+    extra = Path(_provision(project, tmp_path / "ws").get_result_location()) / "hospital-z"
+    for name in ("study.yml", "study.yml.sig"):
+        shutil.copy(kits / "hospital-a" / "local" / name, extra / "local")
+    with pytest.raises(ConfigError, match="hospital-z is not a hospital of study"):
+        load_kit(extra, datetime.now(UTC))
+
+
+def test_a_study_contract_for_other_members_or_keys(kits, tmp_path):
+    folder = kits.parent / "state" / "cordon_documents"
+    now = datetime.now(UTC)
+    agreed = study.load_signed(folder / "study.yml", now)
+    certificates = {each.name: each.mtls_spki for each in (agreed.coordinator, *agreed.roster)}
+    packaging.check_study(folder, "poc", "server", certificates, now)
+    swapped = {**certificates, "hospital-a": certificates["server"]}
+    for server, given, said in (
+        ("server", {**certificates, "hospital-z": certificates["hospital-a"]}, "is between"),
+        ("server", {name: key for name, key in certificates.items() if name != "hospital-b"}, "is between"),
+        ("hospital-a", certificates, "is between"),
+        ("server", swapped, "another mTLS key for hospital-a"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            packaging.check_study(folder, "poc", server, given, now)
+    with pytest.raises(ConfigError, match="profile poc"):
+        packaging.check_study(folder, "production", "server", certificates, now)
+
+
+@pytest.fixture
+def handed_in(kits, tmp_path):
+    """The hospitals' signed documents, to be tampered with on the way."""
+    return shutil.copytree(kits.parent / "state" / "cordon_documents", tmp_path / "signed")
+
+
+def _pack(folder, local, now):
+    agreed = study.load_signed(folder / "study.yml", now)
+    return packaging.pack_hospital(folder, folder / "attestation" / "software.yml", local, "hospital-a", agreed, now)
+
+
+@pytest.mark.parametrize("name", ["study.yml", "hospital-a.yml", "attestation/software.yml", "mappings/hospital-a.yml"])
+def test_documents_changed_or_unsigned_on_the_way(handed_in, tmp_path, name):
+    now, local = datetime.now(UTC), tmp_path / "local"
+    _pack(handed_in, local, now)
+    path = handed_in / name
+    original = path.read_text()
+    path.write_text(original + "\n# eased\n")
+    with pytest.raises(SignatureError, match=path.name):
+        _pack(handed_in, local, now)
+    path.write_text(original)
+    documents.signature_path(path).unlink()
+    with pytest.raises(SignatureError, match="not signed"):
+        _pack(handed_in, local, now)
+
+
+def test_documents_signed_by_the_provisioner(handed_in, tmp_path):
+    """The provisioner signs an eased policy with a key of its own."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    path = handed_in / "hospital-a.yml"
+    path.write_text(path.read_text().replace("epsilon: 4.0", "epsilon: 40.0"))
+    documents.signature_path(path).unlink()
+    documents.sign_file(path, "cordon/site/v1", Ed25519PrivateKey.generate())
+    with pytest.raises(SignatureError, match="signed by 0 trusted keys"):
+        _pack(handed_in, tmp_path / "local", datetime.now(UTC))
+
+
+def test_a_policy_that_writes_outside_the_kit(handed_in, kits, tmp_path):
+    key = signing.load_private_key((kits.parent / "state" / "cordon_keys" / "hospital-a.policy.key").read_bytes())
+    path = handed_in / "hospital-a.yml"
+    path.write_text(path.read_text().replace("policy: attestation.yml", "policy: ../startup/client.key"))
+    documents.signature_path(path).unlink()
+    documents.sign_file(path, "cordon/site/v1", key)
+    with pytest.raises(CordonError, match="outside the kit"):
+        _pack(handed_in, tmp_path / "local", datetime.now(UTC))
+
+
+def test_unsafe_policy_in_a_production_study(kits, tmp_path):
+    from cordon.flare.kit import check_site_policy
+    from cordon.site.policy import SitePolicy
+
+    class Study:
+        profile = "production"
+
+    policy = documents.load(kits / "hospital-a" / "local" / "cordon.yml", SitePolicy)
+    with pytest.raises(ConfigError, match="unsafe_plain is refused outside POC"):
+        check_site_policy(policy, "hospital-a", Study, tmp_path / "cordon.yml")
+    Study.profile = "poc"
+    check_site_policy(policy, "hospital-a", Study, tmp_path / "cordon.yml")
+
+
+def test_resources_of_the_site_cannot_be_widened_unseen(kits):
+    """FLARE's signature over the kit covers the allow-list."""
+    signed = json.loads((kits / "hospital-a" / "local" / "signature.json").read_text())
+    assert {"resources.json.default", "app_deployer__p_resources.json", "authorization.json.default"} <= set(signed)

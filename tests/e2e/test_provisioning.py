@@ -1,0 +1,399 @@
+"""Provisioning for real: FLARE's own commands with our project files; the kits are opened and checked."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+from nvflare.lighter.utils import verify_folder_signature_and_get_signers
+
+from cordon import documents, job, signing, study
+from cordon.errors import ConfigError, MappingError, SignatureError
+from cordon.flare import cc_profile
+from cordon.flare.kit import load_kit
+from cordon.flare.provision import project_folder
+
+HOSPITALS = [f"hospital-{letter}" for letter in "abcde"]
+ADMINS = ["admin@cordon.example", "lead@cordon.example"]
+JOB_CLASSES = {
+    "cordon.flare.controllers.AsyncController",
+    "cordon.flare.executors.DPTrainExecutor",
+    "cordon.flare.persistor.SafetensorsPersistor",
+}
+
+
+def _nvflare(repo_root, home, *args, cwd=None, **variables):
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "PYTHONPATH": str(repo_root / "custom"),
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "nvflare.cli", *args],
+        env=environment,
+        cwd=cwd or home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def poc(repo_root, tmp_path_factory):
+    """Kits of `nvflare poc prepare -i provisioning/project.poc.yml`, run from the repository's root."""
+    home = tmp_path_factory.mktemp("home")
+    done = _nvflare(
+        repo_root,
+        home,
+        *("poc", "prepare", "-i", "provisioning/project.poc.yml"),
+        cwd=repo_root,
+        NVFLARE_POC_WORKSPACE=str(home / "poc"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home / "poc" / "cordon_poc" / "prod_00"
+
+
+@pytest.fixture(scope="module")
+def oncology(repo_root):
+    config = repo_root / "jobs" / "oncology" / "app" / "config"
+    return job.from_files("oncology", {name: (config / name).read_bytes() for name in job.FILES})
+
+
+def test_every_kit_loads_and_knows_its_part(poc, oncology):
+    kits = {name: load_kit(poc / name, datetime.now(UTC)) for name in ("server", *HOSPITALS)}
+    assert kits["server"].role == "coordinator"
+    assert kits["server"].policy is None
+    assert kits["server"].evaluation_source == poc / "server" / "data" / "reference.csv"
+    assert len({kit.study.digest for kit in kits.values()}) == 1
+    assert len({kit.attest_policy_digest for kit in kits.values()}) == 1
+    for name in HOSPITALS:
+        kit = kits[name]
+        assert (kit.name, kit.role, kit.policy.site) == (name, "hospital", name)
+        assert kit.mapping(oncology).connector == kit.policy.data.connector
+        assert oncology.contract_digest in kit.policy.allow.contracts
+        assert oncology.contract_digest in kit.study.contracts
+
+
+def test_components_of_each_side(poc):
+    for name in ("server", *HOSPITALS):
+        local = poc / name / "local"
+        manager = json.loads((local / "cc_manager__p_resources.json").read_text())["components"]
+        assert [(each["id"], each["path"]) for each in manager] == [
+            ("cc_manager", "cordon.flare.cc_manager.CordonCCManager")
+        ]
+        assert (local / "app_deployer__p_resources.json").exists() == (name != "server")
+        resources = json.loads((local / "resources.json.default").read_text())
+        assert set(resources["class_allow_list"]) == JOB_CLASSES
+        assert resources["class_list_enforcement_mode"] == "enforce"
+    for name in HOSPITALS:
+        resources = json.loads((poc / name / "local" / "resources.json.default").read_text())
+        assert resources["allow_log_streaming"] is False
+        assert "site_log_streamer" not in [each["id"] for each in resources["components"]]
+    # the copy that `poc prepare` makes of the server's resources for its own storage keeps the list
+    resources = json.loads((poc / "server" / "local" / "resources.json").read_text())
+    assert set(resources["class_allow_list"]) == JOB_CLASSES
+
+
+def test_the_allow_list_admits_the_classes_and_nothing_that_their_modules_import(poc):
+    resources = json.loads((poc / "hospital-a" / "local" / "resources.json.default").read_text())
+    entries = ComponentPathAuthorizer._normalize_allow_list(resources["class_allow_list"])
+
+    def admitted(path):
+        return any(ComponentPathAuthorizer._path_matches_prefix(path, entry) for entry in entries)
+
+    assert all(admitted(path) for path in JOB_CLASSES)
+    for path in (
+        "cordon.flare.executors.time.sleep",
+        "cordon.flare.executors.Path",
+        "subprocess.Popen",
+        "nvflare.app_common.workflows.fedavg.FedAvg",
+        "cordon.flare.deployer.SiteAppDeployer",
+    ):
+        assert not admitted(path), path
+
+
+def test_the_allow_list_is_what_the_jobs_use(repo_root):
+    used = set()
+    for path in (repo_root / "jobs").glob("*/app/config/config_fed_*.json"):
+
+        def visit(tree):
+            if isinstance(tree, dict):
+                if isinstance(tree.get("path"), str):
+                    used.add(tree["path"])
+                tree = list(tree.values())
+            if isinstance(tree, list):
+                for each in tree:
+                    visit(each)
+
+        visit(json.loads(path.read_text()))
+    for path in (repo_root / "cc_config").glob("*.yml"):
+        assert set(cc_profile.load(path).class_allow_list) == used == JOB_CLASSES
+
+
+def test_roles(poc):
+    for name in ("server", *HOSPITALS):
+        local = poc / name / "local"
+        assert not (local / "authorization.json").exists()  # it would win over the default
+        permissions = json.loads((local / "authorization.json.default").read_text())["permissions"]
+        for role, rights in permissions.items():
+            assert rights.get("byoc", "none") == "none", role
+            assert rights.get("shell_commands", "none") == "none", role
+        assert permissions["lead"]["download_job"] == "n:submitter"
+        assert permissions["lead"]["submit_job"] == "any"
+        assert permissions["org_admin"]["submit_job"] == "none"
+
+
+def test_no_kit_holds_a_key_of_somebody_else(poc):
+    state = poc.parent / "state"
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    secrets = {}
+    for path in sorted((state / "cordon_keys").glob("*.key")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        secrets[path.name] = path.read_bytes()
+    assert len(secrets) == 2 * len(HOSPITALS) + 1
+    seen = set()
+    for path in poc.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert not any(secret in data for secret in secrets.values()), path
+            if path.suffix == ".key":
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600
+                assert data not in seen, path
+                seen.add(data)
+
+
+def test_flare_signed_the_whole_kit(poc):
+    """signature.json covers what we wrote, so CordonBuilder ran before SignatureBuilder."""
+    for name in ("server", *HOSPITALS):
+        kit = poc / name
+        for folder in (kit, kit / "local", kit / "startup"):
+            assert (folder / "signature.json").exists(), folder
+        signed = json.loads((kit / "local" / "signature.json").read_text())
+        assert {"study.yml", "attestation.yml", "cc_manager__p_resources.json", "resources.json.default"} <= set(signed)
+    kit = poc / "hospital-a"
+    signers = verify_folder_signature_and_get_signers(
+        str(kit), str(kit / "startup" / "rootCA.pem"), single_signer=True, signature_file="signature.json"
+    )
+    assert signers
+
+
+def test_logs_go_into_the_kit(poc):
+    for name in ("server", *HOSPITALS):
+        config = json.loads((poc / name / "local" / "log_config.json.default").read_text())
+        files = [handler["filename"] for handler in config["handlers"].values() if "filename" in handler]
+        assert files
+        assert not any(Path(file).is_absolute() for file in files)
+
+
+def test_every_identity_has_its_own_kit(poc):
+    for name in ADMINS:
+        assert (poc / name / "startup" / "client.crt").exists()
+    for name in HOSPITALS:
+        assert (poc / f"admin@{name}.example" / "startup" / "client.crt").exists()
+
+
+# -- a kit that was touched ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kit(poc, tmp_path):
+    import shutil
+
+    return shutil.copytree(poc / "hospital-a", tmp_path / "hospital-a")
+
+
+@pytest.mark.parametrize("name", ["study.yml", "cordon.yml", "attestation.yml"])
+def test_a_changed_or_unsigned_document_stops_the_kit(kit, name):
+    path = kit / "local" / name
+    original = path.read_bytes()
+    path.write_bytes(original + b"# one more comment\n")
+    with pytest.raises(SignatureError, match=name):
+        load_kit(kit, datetime.now(UTC))
+    path.write_bytes(original)
+    load_kit(kit, datetime.now(UTC))
+    documents.signature_path(path).unlink()
+    with pytest.raises(SignatureError, match=f"{name}: not signed"):
+        load_kit(kit, datetime.now(UTC))
+    path.unlink()
+    with pytest.raises(ConfigError, match=f"{name}: cannot be read"):
+        load_kit(kit, datetime.now(UTC))
+
+
+def test_a_missing_or_changed_mapping_is_said_in_words(kit, oncology):
+    loaded = load_kit(kit, datetime.now(UTC))
+    path = kit / "local" / "mappings" / "wdbc-1.0.0.yml"
+    path.write_bytes(path.read_bytes() + b"# changed\n")
+    with pytest.raises(MappingError, match="changed after it was signed"):
+        loaded.mapping(oncology)
+    path.unlink()
+    with pytest.raises(MappingError, match=r"wdbc-1\.0\.0\.yml: missing; wanted: a mapping .* cordon sign") as caught:
+        loaded.mapping(oncology)
+    assert caught.value.code == "data_mapping"
+
+
+def test_another_hospitals_documents_do_not_fit(kit, poc):
+    import shutil
+
+    for name in ("cordon.yml", "cordon.yml.sig"):
+        shutil.copy(poc / "hospital-b" / "local" / name, kit / "local" / name)
+    with pytest.raises(SignatureError, match=r"cordon\.yml"):
+        load_kit(kit, datetime.now(UTC))
+
+
+def test_a_tee_key_of_another_participant_is_refused(kit, poc):
+    import shutil
+
+    shutil.copytree(poc / "hospital-b" / "local" / "software_tee", kit / "local" / "software_tee", dirs_exist_ok=True)
+    with pytest.raises(ConfigError, match="not the TEE key of hospital-a"):
+        load_kit(kit, datetime.now(UTC))
+    shutil.rmtree(kit / "local" / "software_tee")
+    with pytest.raises(ConfigError, match="software_tee"):
+        load_kit(kit, datetime.now(UTC))
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_cc_config_ends_the_command_with_its_name(repo_root, tmp_path):
+    project = yaml.safe_load((repo_root / "provisioning" / "project.poc.yml").read_text())
+    project["participants"][1]["cc_config"] = "none.yml"
+    project["builders"][3]["args"]["base"] = str(repo_root / "provisioning")
+    for each in project["participants"][:1] + project["participants"][2:6]:
+        each["cc_config"] = str(repo_root / "cc_config" / "software.yml")
+    file = tmp_path / "project.yml"
+    file.write_text(yaml.safe_dump(project))
+    done = _nvflare(repo_root, tmp_path, "poc", "prepare", "-i", str(file), NVFLARE_POC_WORKSPACE=str(tmp_path / "poc"))
+    assert done.returncode == 3
+    assert "provisioning stopped, no kit was made" in done.stderr
+    assert "none.yml: cannot be read" in done.stderr
+    assert not list((tmp_path / "poc").rglob("startup"))
+
+
+def test_paths_resolve_against_the_project_file(tmp_path, monkeypatch):
+    file = tmp_path / "there" / "project.yml"
+    file.parent.mkdir()
+    file.write_text("x")
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["poc", "prepare", "-i", "there/project.yml"],
+        ["poc", "prepare", "--project-input", str(file), "--force"],
+        ["poc", "prepare", "--project_input=there/project.yml"],
+        ["provision", "-w", "ws", "-p", "there/project.yml"],
+    ):
+        assert project_folder(arguments) == file.parent
+    assert project_folder(["poc", "start", "-p", "server"]) == tmp_path
+    assert project_folder([]) == tmp_path
+
+
+# -- production: certificates, then contract, then kits --------------------------------------------------------------
+
+
+def _provision(project, workspace):
+    return Provisioner(str(workspace), prepare_builders(project)).provision(prepare_project(project))
+
+
+@pytest.fixture(scope="module")
+def production(repo_root, tmp_path_factory):
+    """(project, workspace, folder for signed documents) after the first run."""
+    folder = tmp_path_factory.mktemp("production")
+    project = yaml.safe_load((repo_root / "provisioning" / "project.yml").read_text())
+    project["builders"][3]["args"] |= {"base": str(repo_root / "provisioning"), "documents": str(folder / "signed")}
+    context = _provision(json.loads(json.dumps(project)), folder / "ws")
+    assert not context.get("__build_error__")
+    return project, folder / "ws", folder / "signed"
+
+
+def test_the_first_run_issues_certificates_and_nothing_that_starts(production):
+    _, workspace, _ = production
+    prod = workspace / "cordon" / "prod_00"
+    files = [path for path in prod.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".crt", ".pem", ".yml"}
+    roster = yaml.safe_load((prod / "roster.yml").read_text())
+    assert [each["name"] for each in roster] == ["fl.coordinator.example", "hospital-a", "hospital-b", "hospital-c"]
+    certificate = prod / "hospital-a" / "startup" / "client.crt"
+    assert roster[1]["mtls_spki"] == signing.encode_spki(signing.load_public_key(certificate.read_bytes()))
+
+
+def test_the_second_run_packages_what_the_hospitals_signed(production, repo_root):
+    project, workspace, signed = production
+    root_ca = (workspace / "cordon" / "prod_00" / "hospital-a" / "startup" / "rootCA.pem").read_bytes()
+    _sign_everything(workspace / "cordon" / "prod_00" / "roster.yml", signed, repo_root, project)
+    context = _provision(json.loads(json.dumps(project)), workspace)
+    assert not context.get("__build_error__")
+    prod = Path(context.get_result_location())
+    assert prod.name == "prod_01"
+
+    kit = prod / "hospital-a"
+    assert (kit / "startup" / "rootCA.pem").read_bytes() == root_ca  # re-provisioning keeps the CA
+    first = workspace / "cordon" / "prod_00" / "hospital-a" / "startup" / "client.crt"
+    assert (kit / "startup" / "client.crt").read_bytes() == first.read_bytes()
+    for source, target in (("study.yml", "study.yml"), ("hospital-a.yml", "cordon.yml")):
+        assert (kit / "local" / target).read_bytes() == (signed / source).read_bytes()
+        assert (kit / "local" / f"{target}.sig").read_bytes() == (signed / f"{source}.sig").read_bytes()
+    assert not list(prod.rglob("software_tee"))
+    assert not list(prod.rglob("*.policy.key"))
+    with pytest.raises(ConfigError, match="no hardware verifier for snp in this version: production kits do not start"):
+        load_kit(kit, datetime.now(UTC))
+    with pytest.raises(ConfigError, match="production kits do not start"):
+        load_kit(prod / "fl.coordinator.example", datetime.now(UTC))
+
+
+def _sign_everything(roster_file, signed, repo_root, project):
+    """What three hospitals and the coordinator do between the two runs."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    server, *hospitals = yaml.safe_load(roster_file.read_text())
+    keys = {each["name"]: Ed25519PrivateKey.generate() for each in hospitals}
+    signed.mkdir()
+    for each in hospitals:
+        each["policy_spki"] = each["steward_spki"] = signing.encode_spki(keys[each["name"]].public_key())
+    contract = {
+        "version": "cordon/study/v1",
+        "study": "trial",
+        "profile": "production",
+        "coordinator": server,
+        "roster": hospitals,
+        "contracts": ["a" * 64],
+        "models": ["FullyConnectedNet"],
+        "jobs": ["oncology"],
+        "time_grid_s": 60.0,
+        "evaluation": {"kind": "none"},
+    }
+    (signed / "study.yml").write_text(yaml.safe_dump(contract))
+    coordinator = {
+        "version": "cordon/coordinator/v1",
+        "name": server["name"],
+        "attestation": {"policy": "attestation.yml"},
+        "evaluation": {"source": None},
+    }
+    (signed / "coordinator.yml").write_text(yaml.safe_dump(coordinator))
+    template = yaml.safe_load((repo_root / "provisioning" / "poc" / "hospital-a.yml").read_text())
+    template["allow"] |= {"studies": ["trial"], "contracts": ["a" * 64], "privacy_modes": ["sealed"]}
+    for name, key in keys.items():
+        documents.sign_file(signed / "study.yml", study.SCHEMA, key)
+        (signed / f"{name}.yml").write_text(yaml.safe_dump({**template, "site": name}))
+        documents.sign_file(signed / f"{name}.yml", "cordon/site/v1", key)
+
+    # the attestation policies lie beside the cc_config: sign copies, so that the repository stays as it is
+    import shutil
+
+    shutil.copytree(repo_root / "cc_config", signed / "cc_config")
+    for path in (signed / "cc_config" / "policy").glob("*-h100.yml"):
+        for key in keys.values():
+            documents.sign_file(path, "cordon/attestation/v1", key)
+    for each in project["participants"]:
+        if "cc_config" in each:
+            each["cc_config"] = str(signed / "cc_config" / Path(each["cc_config"]).name)

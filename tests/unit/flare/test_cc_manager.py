@@ -1,0 +1,281 @@
+"""The CC manager on both sides, with the cell between them replaced by a function call."""
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.fl_exception import NotAuthenticated
+from nvflare.fuel.f3.cellnet.defs import ReturnCode
+from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+from nvflare.private.defs import ClientRegSession, ClientType, InternalFLContextKey, new_cell_message
+
+from cordon.errors import AttestError
+from cordon.flare.cc_manager import AUDIT_FILE, CHANNEL, EXIT_BAD_KIT, CordonCCManager
+
+HOSPITALS = ("hospital-a", "hospital-b")
+
+
+@pytest.fixture(scope="module")
+def kits(repo_root, tmp_path_factory):
+    project = yaml.safe_load((repo_root / "provisioning" / "project.poc.yml").read_text())
+    project["participants"] = [each for each in project["participants"] if each["name"] in ("server", *HOSPITALS)]
+    for each in project["participants"]:
+        each["cc_config"] = str(repo_root / "cc_config" / "software.yml")
+    project["builders"][3]["args"]["base"] = str(repo_root / "provisioning")
+    workspace = tmp_path_factory.mktemp("ws")
+    provisioner = Provisioner(str(workspace), prepare_builders(project))
+    return Path(provisioner.provision(prepare_project(copy.deepcopy(project)), mode="poc").get_result_location())
+
+
+class Client:
+    def __init__(self, name):
+        self.name = name
+
+    def get_fqcn(self):
+        return self.name
+
+
+class Network:
+    """Cells of all participants: a request is answered by the target's own callback."""
+
+    def __init__(self):
+        self.callbacks, self.connected, self.asked = {}, [], []
+        self.tamper = {}
+
+    def engine(self, name):
+        network = self
+
+        class Cell:
+            def register_request_cb(self, channel, topic, cb):
+                assert channel == CHANNEL
+                network.callbacks[name] = cb
+
+            def broadcast_multi_requests(self, messages, timeout, optional):
+                replies = {}
+                for peer, message in messages.items():
+                    network.asked.append(peer)
+                    if message.target in network.callbacks:
+                        reply = network.callbacks[message.target](message.message)
+                        replies[peer] = network.tamper.get(peer, lambda reply: reply)(reply)
+                    else:
+                        replies[peer] = make_reply(ReturnCode.TIMEOUT)
+                return replies
+
+        class Engine:
+            def get_cell(self):
+                return Cell()
+
+            def get_clients(self):
+                return [Client(name) for name in network.connected]
+
+        return Engine()
+
+
+class Root:
+    def __init__(self, path):
+        self.path = path
+
+    def get_root_dir(self):
+        return str(self.path)
+
+
+def _context(**props):
+    context = FLContext()
+    for key, value in props.items():
+        context.set_prop(key, value, private=True, sticky=False)
+    return context
+
+
+def _boot(network, kit, name):
+    manager = CordonCCManager()
+    context = _context(**{FLContextKey.WORKSPACE_OBJECT: Root(kit)})
+    engine = network.engine(name)
+    context.get_engine = lambda: engine
+    manager.handle_event(EventType.SYSTEM_BOOTSTRAP, context)
+    network.callbacks[name] = manager._answer
+    return manager
+
+
+@pytest.fixture
+def federation(kits, tmp_path):
+    """(network, managers by name, folder of kits); no watch thread: a test makes the rounds."""
+    folder = shutil.copytree(kits, tmp_path / "kits")
+    network = Network()
+    managers = {name: _boot(network, folder / name, name) for name in ("server", *HOSPITALS)}
+    network.connected = list(HOSPITALS)
+    return network, managers, folder
+
+
+def _resources(manager, sites):
+    result = {site: (True, f"token-{site}") for site in sites}
+    manager.handle_event(EventType.BEFORE_CHECK_CLIENT_RESOURCES, _context())
+    manager.handle_event(
+        EventType.AFTER_CHECK_CLIENT_RESOURCES, _context(**{FLContextKey.RESOURCE_CHECK_RESULT: result})
+    )
+    return result
+
+
+def _audit(folder, name):
+    return [json.loads(line) for line in (folder / name / AUDIT_FILE).read_text().splitlines()]
+
+
+def test_attested_sites_take_part(federation):
+    _, managers, folder = federation
+    assert _resources(managers["server"], HOSPITALS) == {site: (True, f"token-{site}") for site in HOSPITALS}
+    lines = _audit(folder, "server")
+    assert [(line["peer"], line["verdict"], line["type"]) for line in lines] == [
+        (name, "pass", "software") for name in HOSPITALS
+    ]
+    assert {"time", "peer", "verdict", "type", "codes"} == set(lines[0])
+
+
+def test_one_bad_site_is_left_out_and_the_others_go_on(federation):
+    network, managers, folder = federation
+    other = managers["hospital-a"]._answer
+    network.callbacks["hospital-b"] = other  # relays another site's evidence
+    result = _resources(managers["server"], HOSPITALS)
+    assert result["hospital-a"] == (True, "token-hospital-a")
+    assert result["hospital-b"][0] is False
+    assert "hospital-b is not attested" in result["hospital-b"][1]
+    failed = [line for line in _audit(folder, "server") if line["verdict"] == "fail"]
+    assert [line["peer"] for line in failed] == ["hospital-b"]
+    assert failed[0]["codes"][0][:2] == ["mtls_signature", "fail"]
+
+
+def test_a_bad_answer_ends_a_lease_and_is_not_asked_for_again_at_once(federation, monkeypatch):
+    network, managers, _ = federation
+    server = managers["server"]
+    _resources(server, HOSPITALS)
+    network.tamper["hospital-b"] = lambda reply: make_reply(ReturnCode.OK, body={"evidence": "none"})
+    monkeypatch.setattr(server._verifier, "due", lambda peer, now: True)
+    server._challenge_due()
+    assert server.attested("hospital-a")
+    assert not server.attested("hospital-b")
+    monkeypatch.undo()
+    network.asked.clear()
+    _resources(server, HOSPITALS)
+    assert network.asked == []
+
+
+def test_silence_ends_no_lease_and_gives_none(federation, monkeypatch):
+    network, managers, folder = federation
+    server = managers["server"]
+    server._challenge_due()
+    del network.callbacks["hospital-a"]
+    monkeypatch.setattr(server._verifier, "due", lambda peer, now: True)
+    server._challenge_due()
+    server._challenge_due()
+    assert server.attested("hospital-a")
+    silent = [line for line in _audit(folder, "server") if line["verdict"] == "not_checked"]
+    assert [line["codes"][0][0] for line in silent] == ["no_answer"]  # said once
+
+
+def test_whoever_is_not_in_the_roster_gets_no_job(federation):
+    network, managers, _ = federation
+    network.connected = ["hospital-a", "HOSPITAL-B", "admin", "site-9"]
+    result = _resources(managers["server"], network.connected)
+    assert [site for site, (ok, _) in result.items() if ok] == ["hospital-a"]
+    assert network.asked == ["hospital-a"]
+
+
+def _register(manager, name, kind=ClientType.REGULAR):
+    context = _context(
+        **{FLContextKey.CLIENT_TYPE: kind, InternalFLContextKey.CLIENT_REG_SESSION: ClientRegSession(name)}
+    )
+    manager.handle_event(EventType.CLIENT_REGISTER_RECEIVED, context)
+
+
+def test_registration(federation):
+    _, managers, _ = federation
+    server = managers["server"]
+    _register(server, "hospital-a")
+    for stranger in ("hospital-c", "Hospital-A", "server", ""):
+        with pytest.raises(NotAuthenticated):
+            _register(server, stranger)
+    with pytest.raises(NotAuthenticated):
+        server.handle_event(EventType.CLIENT_REGISTER_RECEIVED, _context())
+
+
+def test_a_site_that_says_it_is_an_admin_gets_in_and_gets_no_job(federation):
+    network, managers, _ = federation
+    _register(managers["server"], "hospital-z", ClientType.ADMIN)
+    network.connected = ["hospital-a", "hospital-z"]
+    assert _resources(managers["server"], ["hospital-z"])["hospital-z"][0] is False
+
+
+@pytest.mark.parametrize(
+    ("meta", "blocked"), [({"byoc": True}, True), ({"byoc": False}, False), ({}, False), (None, False)]
+)
+def test_code_in_a_job_is_refused(federation, meta, blocked):
+    _, managers, _ = federation
+    context = _context(**{FLContextKey.JOB_META: meta})
+    managers["server"].handle_event(EventType.SUBMIT_JOB, context)
+    assert bool(context.get_prop(FLContextKey.JOB_BLOCK_REASON)) is blocked
+
+
+def test_a_hospital_wants_the_coordinator_attested(federation):
+    network, managers, folder = federation
+    hospital = managers["hospital-a"]
+    network.callbacks["server"] = managers["hospital-b"]._answer  # somebody else in the coordinator's place
+    with pytest.raises(AttestError, match="coordinator_not_attested"):
+        hospital.require_coordinator()
+    assert _audit(folder, "hospital-a")[0]["verdict"] == "fail"
+    other = managers["hospital-b"]
+    network.callbacks["server"] = managers["server"]._answer
+    other.require_coordinator()
+    assert other.attested("server")
+
+
+def test_before_the_kit_is_loaded_nothing_passes():
+    with pytest.raises(AttestError, match="not_started"):
+        CordonCCManager().require_coordinator()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [None, {}, {"nonce": b"short", "policy_digest": "p"}, {"nonce": b"n" * 32, "policy_digest": "p" * 999}, [1]],
+)
+def test_a_malformed_challenge_gets_no_evidence(federation, payload):
+    _, managers, _ = federation
+    reply = managers["hospital-a"]._answer(new_cell_message({}, payload))
+    assert reply.get_header("return_code") != ReturnCode.OK
+
+
+def test_a_process_with_a_bad_kit_ends(kits, tmp_path, monkeypatch, capsys):
+    kit = shutil.copytree(kits / "hospital-a", tmp_path / "hospital-a")
+    path = kit / "local" / "cordon.yml"
+    path.write_text(path.read_text().replace("epsilon: 4.0", "epsilon: 40.0"))
+    ended = []
+
+    def leave(code):
+        ended.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        _boot(Network(), kit, "hospital-a")
+    assert ended == [EXIT_BAD_KIT]
+    said = capsys.readouterr().err
+    assert "this kit does not start" in said
+    assert "cordon.yml: changed after it was signed" in said
+
+
+def test_the_watch_starts_and_ends(federation):
+    _, managers, _ = federation
+    server = managers["server"]
+    server.check_interval_s = 0.01
+    server.handle_event(EventType.SYSTEM_START, _context())
+    assert server._thread.is_alive()
+    server.handle_event(EventType.SYSTEM_END, _context())
+    assert not server._thread.is_alive()
+    assert all(server.attested(name) for name in HOSPITALS)
