@@ -11,7 +11,7 @@ import argparse
 import importlib
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cordon
 from cordon.errors import CordonError
@@ -21,7 +21,10 @@ USAGE, INTERNAL, INTERRUPTED = 3, 70, 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's own exit code for a usage error, 2, means "not checked" here."""
+    """argparse's own exit code for a usage error, 2, means "not checked" here; options are spelled out."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)

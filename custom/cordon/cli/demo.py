@@ -37,7 +37,7 @@ def add_parser(sub: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from cordon.demo.driver import run_demo  # imports FLARE and torch: only when asked for
+    from cordon.demo.driver import run_demo  # imports FLARE: only when asked for
 
     metrics = run_demo(args.job, seed=args.seed, out=args.out, port=args.port, quiet_stdout=args.json)
     if args.json:

@@ -35,9 +35,9 @@ from cordon.demo.kits import fill_kit, site_policy
 from cordon.dp.accounting import epsilon
 from cordon.errors import ConfigError, CordonError
 from cordon.flare import plan, poc
-from cordon.flare.controllers import EVENTS_FILE
 from cordon.flare.persistor import MODEL_FILE
 from cordon.report import events
+from cordon.report.events import EVENTS_FILE
 from cordon.report.html import render
 from cordon.report.live import LiveView
 from cordon.report.metrics import Epsilons, RunRecord, SiteFacts, metrics

@@ -40,10 +40,9 @@ from cordon.flare import codec, plan
 from cordon.flare.executors import ATTEST_TASK, TRAIN_TASK, job_context, load_job
 from cordon.flare.kit import Kit, load_kit
 from cordon.flare.persistor import MODEL_FILE
-from cordon.report.events import EventLog
+from cordon.report.events import EVENTS_FILE, EventLog
 from cordon.robust.rules import RULES
 
-EVENTS_FILE = "events.jsonl"
 ATTEST_TIMEOUT_S = 60.0
 MAX_REFERENCE = 1024**3  # bytes of an evaluation set
 

@@ -50,8 +50,6 @@ class SiteAppDeployer(AppDeployer):
         return super().deploy(workspace, job_id, job_meta, app_name, app_data, fl_ctx) or ""
 
 
-
-
 def check(kit: Kit, job: jobs.Job) -> None:
     """Raise unless ``job`` may train at ``kit``: policy, study, privacy plan, confirmed mapping."""
     judge_job(kit, job)

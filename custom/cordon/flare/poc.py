@@ -47,6 +47,11 @@ class Poc:
         """The startup kit of a participant."""
         return self.workspace / self.project / "prod_00" / name
 
+    @property
+    def temporary(self) -> Path:
+        """Where every process of this federation puts its temporary files."""
+        return self.home / "tmp"
+
     def environment(self) -> dict[str, str]:
         """Environment of every process of this federation."""
         paths = {
@@ -55,9 +60,9 @@ class Poc:
             WORKSPACE_VARIABLE: str(self.workspace),
             DRIVER_VARIABLE: str(os.getpid()),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "/usr/bin:/bin")]),
-            # One thread each: several sites share this machine.
+            "TMPDIR": str(self.temporary),
             "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",  # several sites share this machine
             "PYTHONUNBUFFERED": "1",
         }
         kept = {key: value for key, value in os.environ.items() if key not in ("NVFLARE_HOME", "NVFL_WORKSPACE")}
@@ -131,7 +136,7 @@ def prepare(template: Path, folder: Path, port: int | None = None) -> Poc:
         sites=tuple(entry["name"] for entry in project["participants"] if entry["type"] == "client"),
         port=port,
     )
-    poc.home.mkdir(exist_ok=True)
+    poc.temporary.mkdir(parents=True, exist_ok=True)
     _nvflare(poc, "poc", "prepare", "-i", str(file), "--force", timeout_s=120)
     return poc
 

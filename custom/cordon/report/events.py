@@ -20,6 +20,7 @@ from cordon.documents import Document, read_bytes
 from cordon.errors import ConfigError
 from cordon.job import ServerOpt
 
+EVENTS_FILE = "events.jsonl"
 MAX_LINE = 256 * 1024  # bytes
 MAX_LOG = 64 * 1024 * 1024  # bytes
 MAX_TEXT = 2048  # characters of any one text
