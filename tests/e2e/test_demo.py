@@ -48,14 +48,14 @@ def test_demo_trains_reports_and_leaves_nothing_behind(repo_root, tmp_path):
 
     # The stable keys, and what they must say.
     assert set(metrics) == {
-        "job_id", "job", "wall_s", "versions", "auc", "accuracy", "auc_centralised", "auc_local", "sites", "aggregation",
-        "model_sha256",
+        "job_id", "job", "wall_s", "versions", "auc", "accuracy", "auc_centralised", "auc_local", "sites",
+        "aggregation", "model_sha256",
     }  # fmt: skip
     assert list(metrics["sites"]) == SITES
     for name, site in metrics["sites"].items():
         assert set(site) == {
-            "role", "source", "updates", "mean_staleness", "epsilon", "epsilon_replace_one", "delta", "unit", "attested",
-            "rejected", "reasons",
+            "role", "source", "updates", "mean_staleness", "epsilon", "epsilon_replace_one", "delta", "unit",
+            "attested", "rejected", "reasons",
         }  # fmt: skip
         assert site["epsilon"] <= 3.0 < 1e5 * site["delta"] * 3.001 and site["unit"] == "patient"
         assert site["attested"] == "software"
@@ -106,6 +106,34 @@ def test_interrupted_demo_cleans_up(repo_root, tmp_path, phase, number):
     assert leftovers(out) == []
     assert not (out / "work").exists()
     assert not list(out.rglob("*.key"))
+
+
+@pytest.mark.poc
+@pytest.mark.slow
+def test_demo_ends_well_without_a_site_that_was_killed(repo_root, tmp_path):
+    """kill -9 of everything hospital-b runs, after the first version: all versions are made, metrics and report tell."""
+    out = tmp_path / "run"
+    demo = subprocess.Popen(
+        [*COMMAND, "--out", str(out)], cwd=repo_root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    said = ""
+    for line in demo.stdout:
+        said += line
+        if "version 1 of" in line:
+            for process in psutil.process_iter():
+                try:
+                    if any(f"{out}/work/poc/cordon_poc/prod_00/hospital-b" in part for part in process.cmdline()):
+                        process.kill()
+                except psutil.Error:
+                    continue
+    demo.wait(timeout=300)
+    assert demo.returncode == 0, said
+    assert "hospital-b: lost: all its processes are gone" in said
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["versions"] == 14 and metrics["auc"] > 0.94
+    assert metrics["sites"]["hospital-b"]["updates"] <= 2
+    assert "all its processes were gone" in (out / "report.html").read_text(encoding="utf-8")
+    assert leftovers(out) == []
 
 
 def run(repo_root, *args):

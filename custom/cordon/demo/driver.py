@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version as version_of
@@ -65,6 +65,8 @@ class Demo:
     out: Path
     view: LiveView
     federation: poc.Poc
+    ended: dict[str, str] = field(default_factory=dict)
+    """site -> what was seen of its processes, where they did not last to the end of the job."""
 
     @cached_property
     def split(self) -> wdbc.Split:
@@ -175,6 +177,7 @@ def _run(demo: Demo, started: float) -> dict[str, Any]:
         auc_local=alone,
         software={name: version_of(name) for name in ("cordon", "nvflare", "torch", "opacus", "monai")},
         logs=tuple(f"logs/{name}" for name in (federation.server, *federation.sites)),
+        ended=demo.ended,
         attestation=_admissions(federation),
     )
     values = metrics(record)
@@ -201,12 +204,14 @@ def _train(demo: Demo) -> Path:
     with _silenced(), federation.session() as session:
         job_id = session.submit_job(str(copy))
         follow = events.follow(federation.kit(federation.server) / job_id / EVENTS_FILE)
-        deadline, asked = time.monotonic() + JOB_TIMEOUT_S, 0.0
+        began, asked = time.monotonic(), 0.0
+        deadline = began + JOB_TIMEOUT_S
         while True:
             for event in next(follow):
                 view.event(event)
             if time.monotonic() - asked > 2.0:
                 asked = time.monotonic()
+                _look_for_dead(demo, asked - began)
                 meta = session.get_job_meta(job_id)
                 if str(meta.get(JobMetaKey.STATUS.value, "")).startswith("FINISHED"):
                     break
@@ -224,6 +229,14 @@ def _train(demo: Demo) -> Path:
     if not found or not (found[0].parent / MODEL_FILE).exists():
         raise CordonError(f"job {job_id} made no model. {_why(meta)} Logs: {demo.out / 'logs'}")
     return found[0].parent
+
+
+def _look_for_dead(demo: Demo, seconds: float) -> None:
+    """Note sites that have no process left: killed, or stopped by their own kit's checks."""
+    for site in demo.federation.sites:
+        if site not in demo.ended and not demo.federation.processes(site):
+            demo.ended[site] = f"all its processes were gone {seconds:.0f} s after the job was submitted"
+            demo.view.event(events.SiteLost(t=seconds, site=site, reason="all its processes are gone"))
 
 
 def _show_failures(demo: Demo, meta: dict[str, Any]) -> None:
