@@ -149,8 +149,8 @@ def test_roles(poc):
         assert not (local / "authorization.json").exists()  # it would win over the default
         permissions = json.loads((local / "authorization.json.default").read_text())["permissions"]
         for role, rights in permissions.items():
-            assert rights.get("byoc", "none") == "none", role
-            assert rights.get("shell_commands", "none") == "none", role
+            assert rights["byoc"] == "none", role
+            assert rights["shell_commands"] == "none", role
         assert permissions["lead"]["download_job"] == "n:submitter"
         assert permissions["lead"]["submit_job"] == "any"
         assert permissions["org_admin"]["submit_job"] == "none"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -42,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"cordon {cordon.__version__}")
     sub = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for group in GROUPS:
-        importlib.import_module(f"cordon.cli.{group}").add_parser(sub)
+        if group != "demo" or importlib.util.find_spec("cordon.demo") is not None:  # production images have no demo
+            importlib.import_module(f"cordon.cli.{group}").add_parser(sub)
     return top
 
 

@@ -79,7 +79,7 @@ class Demo:
         return {site: site_policy(self.federation.kit(site)) for site in self.federation.sites}
 
     def epsilons(self, site: str, rounds: int) -> Epsilons:
-        """What ``rounds`` released rounds cost the patients of ``site``, in every figure the report shows."""
+        """What ``rounds`` rounds cost the patients of ``site``, in every figure the report shows."""
         spent = [(plan.round_event(self.job), rounds)]
         delta = self.job.executor.dp.delta
         return Epsilons(
@@ -257,13 +257,14 @@ def _why(meta: dict[str, Any]) -> str:
 def _facts(demo: Demo, site: str, log: tuple[events.Event, ...]) -> SiteFacts:
     policy = demo.policies[site]
     unsafe = policy.unsafe_poc
-    released = sum(isinstance(event, events.Updated | events.Rejected) and event.site == site for event in log)
+    # A ticket counts from its issue: the site may have spent the round, whatever became of its update.
+    started = sum(isinstance(event, events.TicketIssued) and event.site == site for event in log)
     malicious = unsafe is not None and (unsafe.flip_labels or unsafe.scale_update != 1.0)
     slow = unsafe is not None and unsafe.extra_delay_s > 0
     return SiteFacts(
         role="malicious" if malicious else "slow" if slow else "honest",
         source=SOURCES[policy.data.connector],
-        epsilon=demo.epsilons(site, released) if released else None,
+        epsilon=demo.epsilons(site, started) if started else None,
     )
 
 

@@ -43,7 +43,6 @@ from cordon.flare.persistor import MODEL_FILE
 from cordon.report.events import EVENTS_FILE, EventLog
 from cordon.robust.rules import RULES
 
-ATTEST_TIMEOUT_S = 60.0
 MAX_REFERENCE = 1024**3  # bytes of an evaluation set
 
 TRUST = {
@@ -57,7 +56,8 @@ class Peer:
     """A site as this job knows it: how to challenge it and, once attested, the key that signs for it."""
 
     name: str
-    nonce: bytes
+    nonce: bytes = b""  # the open challenge, if there is one
+    challenged_at: float = 0.0  # monotonic seconds
     signing_key: signing.PublicKey | None = None
     evidence: dict[str, Any] | None = None
     """The coordinator's own evidence for this site's challenge, sent along until the site has used it."""
@@ -109,10 +109,12 @@ class AsyncController(ModelController):
         return super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """A site that FLARE deems disconnected is lost to the job; it may come back."""
+        """A site that FLARE deems disconnected is lost to the job until FLARE hears from it again."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.CLIENT_DISCONNECTED:
             self._inbox.put(("disconnected", str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)), None))
+        elif event_type == EventType.CLIENT_RECONNECTED:
+            self._inbox.put(("reconnected", str(fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME)), None))
 
     def run(self) -> None:
         """FLARE's entry: returns when the job is done, raises to fail it with the reason."""
@@ -140,7 +142,7 @@ class Run:
         self.module = models.build(executor.model, executor.model_args, len(features.features))
         connected = {client.name for client in controller.engine.get_clients()}
         sites = [hospital.name for hospital in kit.study.roster if hospital.name in connected]
-        self.peers = {site: Peer(site, secrets.token_bytes(NONCE_BYTES)) for site in sites}
+        self.peers = {site: Peer(site) for site in sites}
         self.state = Coordinator(
             args,
             sites,
@@ -158,29 +160,29 @@ class Run:
     def train(self) -> None:
         """Attest all sites, then issue, judge, apply until the job is done."""
         self._announce()
-        unattested = set(self.peers)
+        awaited = set(self.peers)  # sites whose evidence the job still waits for before it may end
         for peer in self.peers.values():
             self._challenge(peer)
-        deadline = time.monotonic() + ATTEST_TIMEOUT_S
+        deadline = time.monotonic() + self.kit.attest_policy.max_age_s
         while not self.flare.abort_signal.triggered:
             for kind, site, what in self._arrivals():
                 if site not in self.peers:
                     self.flare.warning(f"ignoring {kind} from {site}: not a site of this job")
-                elif site in unattested:
-                    unattested.discard(site)
+                elif self.peers[site].nonce and kind in ("result", "error"):  # the challenge is still open
+                    awaited.discard(site)
                     self._admit(self.peers[site], kind, what)
                 else:
                     self._judge(self.peers[site], kind, what)
+                if self.state.ready():  # at once: sites send at the same ticks, so more may wait in the same batch
+                    self._apply()
             if time.monotonic() > deadline:
-                for site in sorted(unattested):
-                    self._lose(site, f"no evidence within {ATTEST_TIMEOUT_S:.0f} s")
-                unattested.clear()
+                for site in sorted(awaited):
+                    self._lose(site, f"no evidence within {self.kit.attest_policy.max_age_s:.0f} s")
+                awaited.clear()
             now = time.monotonic()
             for ticket in self.state.expired(now):
                 self._lose(ticket.site, f"no answer within {self.job.controller.ticket_timeout_s:.0f} s")
-            if self.state.ready():
-                self._apply()
-            reason = None if unattested else self.state.finished()
+            reason = None if awaited else self.state.finished()
             if reason is not None:
                 self.log.write("done", versions=self.state.version, reason=reason)
                 self.flare.info(f"done after {self.state.version} versions: {reason}")
@@ -240,6 +242,7 @@ class Run:
         )
 
     def _challenge(self, peer: Peer) -> None:
+        peer.nonce, peer.challenged_at = secrets.token_bytes(NONCE_BYTES), time.monotonic()
         parts = {
             "nonce": base64.b64encode(peer.nonce).decode(),
             "policy_digest": self.kit.attest_policy_digest,
@@ -249,8 +252,11 @@ class Run:
     def _admit(self, peer: Peer, kind: str, what: Any) -> None:
         """The site's answer to the challenge: its attested key, or why it is not part of this job."""
         nonce, peer.nonce = peer.nonce, b""  # single use: gone before it is checked
+        if kind == "result" and time.monotonic() - peer.challenged_at > self.kit.attest_policy.max_age_s:
+            self._challenge(peer)  # too old to count; the site is there, so it may show fresh evidence
+            return
         if kind != "result":
-            self._lose(peer.name, f"no evidence: {kind} {what or ''}".strip())
+            self._lose(peer.name, f"no evidence: error inside the site ({what}); its own log has the details")
             return
         try:
             parts, _ = codec.from_model(what)
@@ -278,6 +284,7 @@ class Run:
                 self.kit.mtls_key,
             )
             peer.signing_key = key
+            self.state.returned(peer.name)  # where its answer came after the job stopped waiting for it
         except (AttestError, SignatureError) as error:
             self.flare.warning(f"{peer.name} is not admitted: {error}")
             self._out(peer.name, "attestation_failed")
@@ -286,6 +293,9 @@ class Run:
         """An answer to a ticket: an update to buffer, a refusal, an error, or a fault."""
         if kind == "disconnected":
             self._lose(peer.name, "disconnected")
+            return
+        if kind == "reconnected":
+            self.state.returned(peer.name)
             return
         if kind == "error":
             self._lose(peer.name, f"error inside the site ({what}); its own log has the details")

@@ -54,6 +54,7 @@ class Session:
     job_id: str
     keys: ProcessKeys
     nonce: bytes = b""
+    challenged_at: float = 0.0  # monotonic seconds
     coordinator_key: signing.PublicKey | None = None
     patients: Patients | None = None
     layout: Layout | None = None
@@ -87,6 +88,7 @@ class DPTrainExecutor(Executor):
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """FLARE's entry. An error inside the site leaves it as a reason code only; its own log has the rest."""
+        parts: dict[str, Any] = {}
         try:
             parts, payload = codec.from_model(FLModelUtils.from_shareable(shareable))
             if self._session is None:
@@ -101,11 +103,11 @@ class DPTrainExecutor(Executor):
             self.log_error(fl_ctx, f"{task_name}: {type(error).__name__}: {error}")
             if self._session is None:
                 return make_reply(ReturnCode.EXECUTION_EXCEPTION)
-            return self._refuse(self._session, refusal_code(error), parts if isinstance(parts, dict) else {})
+            return self._refuse(self._session, refusal_code(error), parts)
         return make_reply(ReturnCode.TASK_UNKNOWN)
 
     def _attest(self, session: Session, parts: dict[str, Any], fl_ctx: FLContext) -> Shareable:
-        session.nonce = secrets.token_bytes(NONCE_BYTES)
+        session.nonce, session.challenged_at = secrets.token_bytes(NONCE_BYTES), time.monotonic()
         evidence = make_evidence(
             session.kit.attester,
             job_context(session.kit, session.job, session.job_id, session.kit.name, parts.get("policy_digest", "")),
@@ -261,6 +263,8 @@ def _appraise_coordinator(session: Session, evidence: Any) -> signing.PublicKey:
     session.nonce = b""  # single use: gone before it is checked
     if not nonce:
         raise AttestError([("no_challenge", "the coordinator sent a model without answering this site's challenge")])
+    if time.monotonic() - session.challenged_at > kit.attest_policy.max_age_s:
+        raise AttestError([("nonce", f"answered later than {kit.attest_policy.max_age_s:g} s after the challenge")])
     appraisal = appraise(
         evidence,
         nonce=nonce,

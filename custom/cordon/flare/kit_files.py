@@ -49,7 +49,17 @@ AUTHORIZATION = {
             "byoc": "none",
             "server-predeployed-flwr": "none",
         },
-        "member": {"view": "any"},
+        "member": {
+            "submit_job": "none",
+            "clone_job": "none",
+            "manage_job": "none",
+            "download_job": "none",
+            "view": "any",
+            "operate": "none",
+            "shell_commands": "none",
+            "byoc": "none",
+            "server-predeployed-flwr": "none",
+        },
     },
 }
 """Who may do what. No role brings code, none reads a host's files over the console, leads fetch their own results."""

@@ -31,7 +31,7 @@ class LiveView:
     Args:
         console: where to; ``console.is_terminal`` picks the form.
         clock: seconds, monotonic.
-        epsilon: (site, updates released so far) -> epsilon spent; called once per update.
+        epsilon: (site, rounds begun so far) -> epsilon spent; called once per ticket.
         sources: site -> form of its data at rest.
     """
 

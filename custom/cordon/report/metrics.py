@@ -35,7 +35,7 @@ U = TypeVar("U", Updated, Rejected)
 
 @dataclass(frozen=True)
 class Epsilons:
-    """Patient-level epsilon of every round that one site released, at the job's delta.
+    """Patient-level epsilon of every round that one site began, at the job's delta.
 
     ``pld`` and ``pld_replace_one``: tight, this job's fixed plan, add/remove-one and replace-one adjacency. ``rdp``:
     the add/remove figure of the filter that gates the site's budget; ``limit``: the site policy's bound on ``rdp``.
@@ -49,7 +49,7 @@ class Epsilons:
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """What the driver knows of one site. ``source``: form of its data at rest; ``epsilon``: None = nothing released."""
+    """What the driver knows of one site. ``source``: form of its data at rest; ``epsilon``: None = no round begun."""
 
     role: Role
     source: str

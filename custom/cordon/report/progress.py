@@ -35,12 +35,13 @@ class Phase:
 
 @dataclass
 class Row:
-    """One hospital so far. ``epsilon`` covers refused updates too: they left the site."""
+    """One hospital so far. ``epsilon`` covers every ticket issued: its round may be spent whatever came of it."""
 
     state: str = "waiting"
     taus: list[int] = field(default_factory=list)
     rejected: int = 0
     reason: str = ""
+    rounds: int = 0
     epsilon: float = 0.0
 
 
@@ -49,7 +50,7 @@ class Progress:
 
     Args:
         clock: seconds, monotonic.
-        epsilon: (site, updates released so far) -> epsilon spent; called once per update.
+        epsilon: (site, rounds begun so far) -> epsilon spent; called once per ticket.
     """
 
     def __init__(self, clock: Callable[[], float], epsilon: Callable[[str, int], float]) -> None:
@@ -108,17 +109,17 @@ class Progress:
         row = self.rows.setdefault(event.site, Row())
         if isinstance(event, TicketIssued):
             row.state, row.reason = "training", "" if row.state == "lost" else row.reason
+            row.rounds += 1
+            row.epsilon = self._epsilon(event.site, row.rounds)
             self._first_ticket = event.t if self._first_ticket is None else self._first_ticket
             return ""
         if isinstance(event, Updated):
             row.taus.append(event.staleness)
             row.state = "finished" if self.job and len(row.taus) >= self.job.rounds_per_site else "waiting"
-            row.epsilon = self._epsilon(event.site, len(row.taus) + row.rejected)
             return ""
         if isinstance(event, Rejected):
             row.rejected += 1
             row.state, row.reason = "waiting", event.reason
-            row.epsilon = self._epsilon(event.site, len(row.taus) + row.rejected)
             return f"{event.site}: update refused: {event.reason} ({event.detail})"
         row.state = {Excluded: "excluded", SiteRefused: "refused", SiteLost: "lost"}[type(event)]
         row.reason = event.reason

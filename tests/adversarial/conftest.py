@@ -1,0 +1,5 @@
+"""Kits and a federation in one process."""
+
+from fakes.fixtures import clock, federate, hand, kits, made_kits, trained
+
+__all__ = ["clock", "federate", "hand", "kits", "made_kits", "trained"]

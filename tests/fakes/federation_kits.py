@@ -1,0 +1,124 @@
+"""Kits of a coordinator and some hospitals, made in a second without nvflare's provisioning.
+
+The documents are made, signed, checked and copied by the product's own code (``poc_documents``, ``packaging``); made up
+here are only the certificates, which FLARE's CertBuilder would issue, and that every hospital keeps its data as CSV.
+"""
+
+import functools
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from cryptography.x509.oid import NameOID
+
+from cordon import signing
+from cordon.demo import samples, wdbc
+from cordon.flare import packaging, poc_documents
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVER = "server"
+HOSPITALS = ("hospital-a", "hospital-b", "hospital-c", "hospital-d")
+CONTRACT = ROOT / "jobs" / "oncology" / "app" / "config" / "contract.yml"
+
+
+@functools.cache
+def mtls_key(name: str) -> RSAPrivateKey:
+    """The mTLS key of ``name``: the same in all kits of one test run, for key generation is slow."""
+    return generate_private_key(65537, 2048)
+
+
+def make_kits(
+    folder: Path,
+    hospitals: Sequence[str] = HOSPITALS,
+    *,
+    study: Mapping[str, Any] | None = None,
+    coordinator: Mapping[str, Any] | None = None,
+    site: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Make ``folder/<name>/{startup,local,data}`` for coordinator and hospitals; returns ``folder``.
+
+    Args:
+        study: keys of the study contract to change.
+        coordinator: keys of the coordinator's settings to change.
+        site: hospital -> keys of its policy to change (two levels are merged).
+    """
+    now = datetime.now(UTC)
+    state, templates = folder / "state", folder / "templates"
+    _templates(templates, hospitals, study or {}, coordinator or {}, site or {})
+    names = (SERVER, *hospitals)
+    for name in names:
+        _startup(folder / name / "startup", "server" if name == SERVER else "client", name, now)
+        (folder / name / "local").mkdir()
+    certificates = {name: signing.encode_spki(mtls_key(name).public_key()) for name in names}
+    made = poc_documents.make(
+        templates=templates,
+        contracts=[CONTRACT],
+        policies=dict.fromkeys(names, ROOT / "cc_config" / "policy" / "software.yml"),
+        server=SERVER,
+        certificates=certificates,
+        state=state,
+        now=now,
+    )
+    agreed = packaging.check_study(made.folder, "poc", SERVER, certificates, now)
+    split = wdbc.split(0)
+    for name in names:
+        local = folder / name / "local"
+        if name == SERVER:
+            packaging.pack_coordinator(made.folder, made.policies[name], local, agreed)
+            reference = folder / name / "data" / "reference.csv"
+            reference.parent.mkdir()
+            samples.write_reference(reference, split.reference.x, split.reference.y)
+        else:
+            packaging.pack_hospital(made.folder, made.policies[name], local, name, agreed, now)
+            samples.write_hospital(name, "csv", folder / name / "data" / "patients.csv", split.sites[name])
+        poc_documents.write_tee(state, local, name, now)
+    return folder
+
+
+def _templates(
+    target: Path,
+    hospitals: Sequence[str],
+    study: Mapping[str, Any],
+    coordinator: Mapping[str, Any],
+    site: Mapping[str, Mapping[str, Any]],
+) -> None:
+    source = ROOT / "provisioning" / "poc"
+    (target / "mappings").mkdir(parents=True)
+    _edit(source / "study.yml", target / "study.yml", study)
+    _edit(source / "coordinator.yml", target / "coordinator.yml", coordinator)
+    for name in hospitals:
+        _edit(source / "hospital-e.yml", target / f"{name}.yml", {"site": name, "unsafe_poc": None, **site.get(name, {})})
+        shutil.copyfile(source / "mappings" / "hospital-e.yml", target / "mappings" / f"{name}.yml")
+
+
+def _edit(source: Path, target: Path, changes: Mapping[str, Any]) -> None:
+    tree = yaml.safe_load(source.read_text())
+    for key, value in changes.items():
+        old = tree.get(key)
+        tree[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    target.write_text(yaml.safe_dump(tree))
+
+
+def _startup(folder: Path, base: str, name: str, now: datetime) -> None:
+    folder.mkdir(parents=True)
+    (folder / ("fed_server.json" if base == "server" else "fed_client.json")).write_text("{}\n")
+    key, subject = mtls_key(name), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    (folder / f"{base}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / f"{base}.key").write_bytes(pem)

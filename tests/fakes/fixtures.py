@@ -1,0 +1,69 @@
+"""Fixtures over the fakes; a conftest imports the ones that its tests use."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cordon.flare import controllers, executors
+
+from .federation_kits import make_kits
+from .in_process import Clock, Federation, Hand, Site, job_files
+
+
+@pytest.fixture(scope="session")
+def made_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kits of a coordinator and four hospitals; not to be changed."""
+    return make_kits(tmp_path_factory.mktemp("kits"))
+
+
+@pytest.fixture
+def kits(made_kits: Path, tmp_path: Path) -> Path:
+    """A copy of the kits for one test to use and to break."""
+    return Path(shutil.copytree(made_kits, tmp_path / "kits"))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of controller and executors; it stands still unless somebody waits."""
+    made = Clock()
+    monkeypatch.setattr(executors, "time", made)
+    monkeypatch.setattr(controllers, "time", made)
+    return made
+
+
+@pytest.fixture
+def federate(kits: Path, clock: Clock) -> Callable[..., Federation]:
+    """Makes a federation of all kits that runs ``jobs/oncology`` with some arguments changed."""
+
+    def make(at_once: int = 1, folder: Path | None = None, **controller: Any) -> Federation:
+        return Federation(folder or kits, job_files(controller), clock, at_once=at_once)
+
+    return make
+
+
+@pytest.fixture
+def hand(kits: Path, clock: Clock) -> Callable[..., Hand]:
+    """Makes a coordinator played by hand, facing hospital-a."""
+
+    def make(folder: Path | None = None, executor: dict[str, Any] | None = None, **controller: Any) -> Hand:
+        files = job_files(controller, executor)
+        return Hand(Site(folder or kits, "hospital-a", files), folder or kits, files)
+
+    return make
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each round that any site begins to train."""
+    rounds: list[int] = []
+    train = executors.train_round
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        rounds.append(len(rounds) + 1)
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(executors, "train_round", counted)
+    return rounds
