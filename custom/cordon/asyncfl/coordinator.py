@@ -1,7 +1,7 @@
 """The coordinator of one asynchronous job: who gets a ticket, which update counts, when a version is made.
 
 Pure: time is an argument, nothing is drawn, sent or logged. The FLARE controller and the simulated-clock bench drive
-the same object. Update rule (DESIGN section 3), over a buffer of distinct sites::
+the same object. Update rule (README.md), over a buffer of distinct sites::
 
     W(t+1) = W(t) + ServerOpt( R({ s(tau_i) delta_i }, p renormalised over the buffer) )
 

@@ -92,7 +92,7 @@ def summary(run: RunRecord, metrics: dict[str, Any]) -> str:
     if metrics["auc"] is not None:
         against = []
         if metrics["auc_centralised"] is not None:
-            against.append(f"{metrics['auc_centralised']:.3f} for the same model on pooled data")
+            against.append(f"{metrics['auc_centralised']:.3f} for a non-private logistic regression on pooled data")
         if run.auc_local:
             values = sorted(run.auc_local.values())
             span = f"{values[0]:.3f} to {values[-1]:.3f}" if len(values) > 1 else f"{values[0]:.3f}"
