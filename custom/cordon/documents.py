@@ -1,4 +1,4 @@
-"""Reading the YAML and JSON documents of DESIGN's contracts: bounded, typed, strict, optionally signed.
+"""Reading the YAML and JSON documents that configure hospitals, coordinator and jobs: bounded, typed, strict, signed.
 
 A document is a file that a person writes and may comment. Its signature is *detached*: ``<file>.sig`` is a DSSE
 envelope whose body names the schema and the SHA-256 of the file's bytes; what was verified is what is parsed.
@@ -73,8 +73,9 @@ def parse(data: bytes, schema: type[T], name: str) -> T:
         raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{name}: {error}") from error
-    except (TypeError, ValueError) as error:  # unhashable keys and the like
-        raise ConfigError(f"{name}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # Unhashable keys, and what PyYAML's constructors let through: `!!timestamp x`, `!!bool x`, 5000 digits.
+        raise ConfigError(f"{name}: a value that does not fit its YAML type: {error}") from error
 
 
 def load(path: Path, schema: type[T]) -> T:
@@ -102,7 +103,7 @@ def sign_file(path: Path, schema_name: str, key: signing.PrivateKey) -> Path:
     if target.exists():
         try:
             present = msgspec.json.decode(read_bytes(target))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise SignatureError(f"{target}: not JSON; remove it to sign anew: {error}") from error
         if signing.unverified_body(present) == body:
             envelope = signing.add_signature(present, key)

@@ -8,7 +8,10 @@ read the whole plan and judge it before training.
 from __future__ import annotations
 
 import io
+import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,15 +24,16 @@ from cordon.documents import Document
 from cordon.errors import ConfigError
 from cordon.signing import canonical, digest
 
-CONTROLLER_CLASS = "cordon.flare.controllers.AsyncController"
-EXECUTOR_CLASS = "cordon.flare.executors.DPTrainExecutor"
 FILES = ("config_fed_client.json", "config_fed_server.json", "contract.yml")
 FLARE_FILES = (".__nvfl_sig.json", ".__nvfl_submitter.crt")  # added by FLARE when it signs a job; not part of the job
 
 T = TypeVar("T")
 
-Positive = Annotated[float, Meta(gt=0)]
-Fraction = Annotated[float, Meta(gt=0, le=1)]
+# Scales that a job may choose. Far outside, float32 rounds: a subnormal clip factor would let one patient's gradient
+# through at twice the bound that the noise was made for, and no accountant would see it.
+Scale = Annotated[float, Meta(ge=1e-3, le=1e3)]
+Positive = Annotated[float, Meta(gt=0, le=1e6)]
+Fraction = Annotated[float, Meta(ge=1e-6, le=1)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 
 
@@ -40,27 +44,27 @@ class ServerOpt(Document, frozen=True, kw_only=True):
     """
 
     algorithm: Literal["FedAvg", "FedAdam", "FedYogi"]
-    lr: Positive = 1.0
+    lr: Annotated[float, Meta(ge=1e-6, le=1e3)] = 1.0
     beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.99
-    tau: Positive = 1e-3
-    max_step: Positive | None = None
+    tau: Annotated[float, Meta(ge=1e-9, le=1e3)] = 1e-3
+    max_step: Scale | None = None
 
 
 class DPPlan(Document, frozen=True, kw_only=True):
     """One round's mechanism. All are public constants: none may depend on a site's data.
 
     ``noise_multiplier`` sigma; ``sampling_rate`` q: each patient enters a step with probability q (Poisson);
-    ``steps`` noisy steps per round; ``clip_norm`` C: L2 bound of one patient's gradient; ``expected_batch`` is the
+    ``steps`` noisy steps per round; ``clip_norm`` C: L2 bound of one patient's gradient; ``expected_batch_size`` is the
     public normaliser of a step (never q times the site's size, which would tell the size); ``delta`` is the one that
     epsilon is reported at.
     """
 
-    noise_multiplier: Positive
+    noise_multiplier: Scale
     sampling_rate: Fraction
     steps: Count
-    clip_norm: Positive
-    expected_batch: Positive
+    clip_norm: Scale
+    expected_batch_size: Annotated[float, Meta(ge=1, le=1e6)]
     delta: Annotated[float, Meta(gt=0, lt=1)]
     unit: Literal["patient"]
 
@@ -74,7 +78,7 @@ class ControllerArgs(Document, frozen=True, kw_only=True):
     buffer: Annotated[int, Meta(ge=3, le=1000)]
     versions: Count
     rounds_per_site: Count
-    norm_bound: Positive
+    norm_bound: Scale
     rule_args: dict[str, float] = msgspec.field(default_factory=dict)
     max_staleness: Annotated[int, Meta(ge=0)] = 10
     max_faults: Count = 2
@@ -89,8 +93,54 @@ class ExecutorArgs(Document, frozen=True, kw_only=True):
     model_args: dict[str, Any]
     contract: Literal["contract.yml"]
     dp: DPPlan
-    learning_rate: Positive
+    learning_rate: Annotated[float, Meta(ge=1e-6, le=1e3)]
     engine: Literal["opacus"] = "opacus"
+
+
+class _Workflow(Document, frozen=True, kw_only=True):
+    id: Literal["controller"]
+    path: Literal["cordon.flare.controllers.AsyncController"]
+    args: ControllerArgs
+
+
+class _NoArgs(Document, frozen=True, kw_only=True):
+    pass
+
+
+class _Persistor(Document, frozen=True, kw_only=True):
+    id: Literal["persistor"]
+    path: Literal["cordon.flare.persistor.SafetensorsPersistor"]
+    args: _NoArgs
+
+
+class _Executor(Document, frozen=True, kw_only=True):
+    path: Literal["cordon.flare.executors.DPTrainExecutor"]
+    args: ExecutorArgs
+
+
+class _Tasks(Document, frozen=True, kw_only=True):
+    tasks: tuple[Literal["attest"], Literal["train"]]
+    executor: _Executor
+
+
+class _ServerConfig(Document, frozen=True, kw_only=True):
+    """``config_fed_server.json``: FLARE acts on more keys than these, so these are all there may be."""
+
+    format_version: Literal[2]
+    workflows: tuple[_Workflow]
+    components: tuple[_Persistor]
+    task_data_filters: tuple[()]
+    task_result_filters: tuple[()]
+
+
+class _ClientConfig(Document, frozen=True, kw_only=True):
+    """``config_fed_client.json``, likewise."""
+
+    format_version: Literal[2]
+    executors: tuple[_Tasks]
+    components: tuple[()]
+    task_data_filters: tuple[()]
+    task_result_filters: tuple[()]
 
 
 class Job(Document, frozen=True, kw_only=True):
@@ -113,25 +163,20 @@ def from_files(name: str, files: Mapping[str, bytes]) -> Job:
     """A job from the bytes of its config files (file name -> content).
 
     Raises:
-        ConfigError: a file is missing, an unexpected file is there, or a component is not the one this job may use.
+        ConfigError: a file is missing, an unexpected file is there, or a file holds anything but the one workflow, the
+            persistor and the one executor that a job may use, with arguments in their ranges.
     """
     if set(files) != set(FILES):
         raise ConfigError(
             f"job {name}: app/config must hold exactly {', '.join(FILES)}; got {', '.join(sorted(files))}"
         )
-    server = _json(files["config_fed_server.json"], "config_fed_server.json")
-    client = _json(files["config_fed_client.json"], "config_fed_client.json")
-    workflows, executors = server.get("workflows"), client.get("executors")
-    if not isinstance(workflows, list) or len(workflows) != 1 or workflows[0].get("path") != CONTROLLER_CLASS:
-        raise ConfigError(f"job {name}: config_fed_server.json must have one workflow, {CONTROLLER_CLASS}")
-    executor = executors[0].get("executor", {}) if isinstance(executors, list) and len(executors) == 1 else {}
-    if executor.get("path") != EXECUTOR_CLASS:
-        raise ConfigError(f"job {name}: config_fed_client.json must have one executor, {EXECUTOR_CLASS}")
+    server = _config(files["config_fed_server.json"], _ServerConfig, f"job {name}: config_fed_server.json")
+    client = _config(files["config_fed_client.json"], _ClientConfig, f"job {name}: config_fed_client.json")
     contract = files["contract.yml"]
     return Job(
         name=name,
-        controller=_args(workflows[0].get("args"), ControllerArgs, f"job {name}: controller"),
-        executor=_args(executor.get("args"), ExecutorArgs, f"job {name}: executor"),
+        controller=server.workflows[0].args,
+        executor=client.executors[0].executor.args,
         contract=contract,
         contract_digest=contract_digest(contract),
         digest=digest("cordon/job/v1", *(part for file in FILES for part in (file.encode(), files[file]))),
@@ -165,23 +210,34 @@ def from_app_zip(name: str, data: bytes) -> Job:
                 raise ConfigError(
                     f"job {name}: configuration only, but the app also holds {', '.join(sorted(outside)[:5])}"
                 )
+            if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+                raise ConfigError(f"job {name}: app is compressed in a way that is not used here")
+            names = [Path(entry.filename).name for entry in entries]
+            if len(names) != len(set(names)):
+                raise ConfigError(f"job {name}: the app holds a file twice")
             return from_files(name, {Path(entry.filename).name: archive.read(entry) for entry in entries})
-    except zipfile.BadZipFile as error:
-        raise ConfigError(f"job {name}: app is not a zip file") from error
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"job {name}: app is not a zip file that can be read: {error}") from error
 
 
-def _json(data: bytes, name: str) -> dict[str, Any]:
+def _config(data: bytes, schema: type[T], what: str) -> T:
+    """A config file of FLARE as ``schema``; what JSON readers understand differently is refused."""
+    if len(data) > documents.MAX_DOCUMENT:
+        raise ConfigError(f"{what}: larger than the {documents.MAX_DOCUMENT} bytes allowed")
     try:
-        tree = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{name}: not JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{name}: want a JSON object")
-    return tree
-
-
-def _args(args: Any, schema: type[T], what: str) -> T:
-    try:
-        return msgspec.convert(args, schema, strict=True)
-    except msgspec.ValidationError as error:
+        tree = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return msgspec.convert(tree, schema, strict=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what}: not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:  # json's and msgspec's own errors are ValueErrors
         raise ConfigError(f"{what}: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

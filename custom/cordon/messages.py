@@ -21,6 +21,7 @@ from safetensors.numpy import save as save_safetensors
 from cordon import signing
 from cordon.documents import Document, body_of
 from cordon.errors import SignatureError, UpdateRejected
+from cordon.job import DPPlan
 from cordon.params import Vector
 from cordon.signing import PrivateKey, PublicKey, digest
 from cordon.study import Sha256
@@ -36,7 +37,6 @@ REJECT_REASONS = {
     "not_finite": "holds NaN or infinity",
     "over_norm_bound": "L2 norm over the job's public norm_bound",
     "wrong_privacy": "privacy mode or DP event differs from the job's plan",
-    "over_rounds": "the site already used its rounds_per_site",
 }
 """Stable reason codes for a refused update; each is a fault that the site's signature proves, or a broken message."""
 
@@ -64,6 +64,18 @@ class DPEvent(Document, frozen=True, kw_only=True):
     steps: int
     clip_norm: float
     unit: Literal["patient"]
+
+    @classmethod
+    def of(cls, plan: DPPlan) -> DPEvent:
+        """The mechanism of one round of ``plan``."""
+        return cls(
+            mechanism="poisson_subsampled_gaussian",
+            noise_multiplier=plan.noise_multiplier,
+            sampling_rate=plan.sampling_rate,
+            steps=plan.steps,
+            clip_norm=plan.clip_norm,
+            unit=plan.unit,
+        )
 
 
 class ModelHeader(Document, frozen=True, kw_only=True):
@@ -135,13 +147,18 @@ def pack(name: Literal["w", "delta"], vector: Vector) -> bytes:
     return save_safetensors({name: np.ascontiguousarray(vector, dtype=np.float32)})
 
 
+def max_payload(size: int) -> int:
+    """Bytes that a payload of ``size`` parameters may have: the numbers and safetensors' header."""
+    return 4 * size + 1024
+
+
 def unpack(name: Literal["w", "delta"], payload: bytes, size: int) -> Vector:
     """The tensor of a payload; its length is bounded before it is parsed.
 
     Raises:
         UpdateRejected: ``bad_payload`` unless it is exactly one float32 tensor ``name`` of shape (size,).
     """
-    if len(payload) > 4 * size + 1024:
+    if len(payload) > max_payload(size):
         raise UpdateRejected("bad_payload", f"{len(payload)} bytes for {size} parameters")
     try:
         tensors = load_safetensors(payload)

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import rfc8785
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -37,6 +37,7 @@ PrivateKey = Ed25519PrivateKey | RSAPrivateKey
 
 MAX_ENVELOPE = 8 * 1024 * 1024  # bytes of payload accepted before parsing
 MAX_SIGNATURES = 128
+_NOT_A_KEY = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)  # all that cryptography says of it
 _PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32)
 
 
@@ -58,7 +59,7 @@ def canonical(body: Any) -> bytes:
     """RFC 8785 canonical JSON of ``body`` (dicts, lists, strings, booleans, null, finite numbers)."""
     try:
         return rfc8785.dumps(body)
-    except (rfc8785.CanonicalizationError, RecursionError) as error:
+    except (rfc8785.CanonicalizationError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"not expressible as canonical JSON: {error}") from error
 
 
@@ -82,7 +83,7 @@ def load_public_key(data: bytes) -> PublicKey:
                 key = serialization.load_der_public_key(data)
             except ValueError:
                 key = x509.load_der_x509_certificate(data).public_key()
-    except (ValueError, TypeError) as error:
+    except _NOT_A_KEY as error:
         raise ConfigError(f"not a public key or certificate in PEM or DER: {error}") from error
     return _accept_public(key)
 
@@ -106,7 +107,7 @@ def load_private_key(data: bytes) -> PrivateKey:
     load = serialization.load_pem_private_key if b"-----BEGIN" in data else serialization.load_der_private_key
     try:
         key = load(data, password=None)
-    except (ValueError, TypeError) as error:
+    except _NOT_A_KEY as error:
         raise ConfigError("not an unencrypted private key in PEM or DER") from error
     if not isinstance(key, Ed25519PrivateKey | RSAPrivateKey):
         raise ConfigError(f"key type not accepted: want Ed25519 or RSA, got {type(key).__name__}")
@@ -176,7 +177,9 @@ def verify(
     if not isinstance(envelope, dict) or set(envelope) != {"payloadType", "payload", "signatures"}:
         raise SignatureError("not a DSSE envelope: want exactly payloadType, payload, signatures")
     if envelope["payloadType"] != payload_type:
-        raise SignatureError(f"payload type is {envelope['payloadType']!r}, want {payload_type!r}")
+        got = envelope["payloadType"]  # anybody's: a long or deep one is not repeated
+        said = repr(got[:128]) if isinstance(got, str) else f"a {type(got).__name__}"
+        raise SignatureError(f"payload type is {said}, want {payload_type!r}")
     signatures = envelope["signatures"]
     if not isinstance(signatures, list) or not 1 <= len(signatures) <= MAX_SIGNATURES:
         raise SignatureError(f"want 1 to {MAX_SIGNATURES} signatures")

@@ -125,6 +125,8 @@ def load_signed(path: Path, now: datetime) -> StudyContract:
     The roster names its own signers, so what this shows is agreement among them. Whether they are the right ones is
     for the reader to pin: a site by its own entry, an auditor by the digest.
     """
-    contract = documents.load(path, StudyContract)
+    data = documents.read_bytes(path)  # once: what is verified is what was parsed, whatever the disk says next
+    contract = documents.parse(data, StudyContract, str(path))
     keys = [hospital.policy_key for hospital in contract.roster]
-    return documents.load_signed(path, StudyContract, SCHEMA, keys, now, threshold=len(keys))
+    documents.check_signature(path, data, SCHEMA, keys, now, threshold=len(keys))
+    return contract

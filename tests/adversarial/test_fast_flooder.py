@@ -15,6 +15,7 @@ from cordon import documents, job, models
 from cordon.asyncfl.coordinator import Coordinator
 from cordon.asyncfl.server_opt import make
 from cordon.data.contract import FeatureContract
+from cordon.data.harmonise import scale
 from cordon.demo import wdbc
 from cordon.dp.train import clip_update, train_round
 from cordon.errors import ConfigError
@@ -34,10 +35,8 @@ class Hospitals:
     def __init__(self, seed: int) -> None:
         split = wdbc.split(seed)
         contract = documents.parse(JOB.contract, FeatureContract, "contract.yml")
-        center = np.array([feature.center for feature in contract.features])
-        scale = np.array([feature.scale for feature in contract.features])
         self.data = {
-            site: (((table.x - center) / scale).astype(np.float32), table.y.astype(np.float32))
+            site: (scale(contract.features, table.x), table.y.astype(np.float32))
             for site, table in {**split.sites, "reference": split.reference}.items()
         }
         self.data[LIAR] = (self.data[LIAR][0], 1 - self.data[LIAR][1])
@@ -82,14 +81,7 @@ def unsafe_first_come_buffer(seed: int) -> float:
 def coordinated(seed: int) -> tuple[float, int, int]:
     """(AUC, updates of the liar that counted, tickets it asked for in vain) under the product's coordinator."""
     hospitals = Hospitals(seed)
-    event = DPEvent(
-        mechanism="poisson_subsampled_gaussian",
-        noise_multiplier=ASKS.dp.noise_multiplier,
-        sampling_rate=ASKS.dp.sampling_rate,
-        steps=ASKS.dp.steps,
-        clip_norm=ASKS.dp.clip_norm,
-        unit=ASKS.dp.unit,
-    )
+    event = DPEvent.of(ASKS.dp)
     layout = models.layout_of(hospitals.module).digest
     core = Coordinator(ARGS, wdbc.SITES, {}, hospitals.initial(), layout, dp_event=event, rule=weighted_mean)
     arrivals, issued, counted, refused, now = [], 0, 0, 0, 0.0

@@ -1,21 +1,24 @@
 """Somebody shows evidence that is not its own, not fresh, or not about what it claims. Each attempt fails by name."""
 
 import base64
+import json
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cordon import signing
 from cordon.attest import software
-from cordon.attest.appraise import EVIDENCE_TYPE, appraise, make_evidence, parent_context
+from cordon.attest.appraise import EVIDENCE_TYPE, Evidence, appraise, make_evidence, parent_context
 from cordon.attest.keys import ProcessKeys
 from cordon.attest.nonce import Nonces
 from cordon.attest.policy import AttestationPolicy
 from cordon.attest.verifier import Verifier
 from cordon.errors import AttestError, ConfigError
-from cordon.flare.kit import check_profile
+from cordon.flare.kit import check_profile, check_verifiable
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 STUDY, NONCE = "5" * 64, b"n" * 32
@@ -235,5 +238,100 @@ def test_a_poc_policy_does_not_serve_a_production_study(tmp_path):
     with pytest.raises(ConfigError, match="profile production"):
         check_profile(_production(), Study, tmp_path / "attestation.yml")
     Study.profile = "production"
+    check_profile(_production(), Study, tmp_path / "attestation.yml")
     with pytest.raises(ConfigError, match="no hardware verifier for snp, tdx in this version"):
-        check_profile(_production(), Study, tmp_path / "attestation.yml")
+        check_verifiable(_production(), tmp_path / "attestation.yml")
+    check_verifiable(POLICY, tmp_path / "attestation.yml")
+
+
+# -- evidence that is meant to break the judge: rightly signed by a member, and malformed inside ---------------------
+
+
+def _der(tag, *parts):
+    content = b"".join(parts)
+    assert len(content) < 128
+    return bytes([tag, len(content)]) + content
+
+
+EC_KEY, UNKNOWN = _der(6, bytes.fromhex("2a8648ce3d0201")), _der(6, bytes.fromhex("2a0304"))
+POINT = _der(3, b"\0\4" + b"\1" * 8)
+PEM = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n"
+BREAKERS = {
+    "key of an unknown algorithm": (
+        {"signing_public_key": _b64(_der(0x30, _der(0x30, UNKNOWN), POINT))},
+        "process_keys",
+    ),
+    "key on an unknown curve": (
+        {"signing_public_key": _b64(_der(0x30, _der(0x30, EC_KEY, UNKNOWN), POINT))},
+        "process_keys",
+    ),
+    "key that is no DER": ({"signing_public_key": _b64(b"\x30\xff")}, "process_keys"),
+    "KEM key of junk": ({"kem_public_key": _b64(b"\xff" * 1216)}, "process_keys"),
+    "report that is not UTF-8": ({"report": _b64(b'"\xff')}, "report_genuine"),
+    "report nested deep": ({"report": _b64(b"[" * 12000)}, "report_genuine"),
+    "report with a lone surrogate": ({"report": _b64(b'{"certificate":"\\ud800x","envelope":1}')}, "report_genuine"),
+    "report with a NUL": ({"report": _b64(b'{"certificate":"\\u0000","envelope":1}')}, "report_genuine"),
+    "report whose certificate is empty DER": (
+        {"report": _b64(json.dumps({"certificate": PEM.format(_b64(b"\x30\0")), "envelope": 1}).encode())},
+        "report_genuine",
+    ),
+    "GPU evidence of odd numbers": ({"gpu_evidence": [{"uuid": {"a": [1.5]}}]}, "gpu"),
+}
+
+
+@pytest.mark.parametrize(("change", "code"), BREAKERS.values(), ids=BREAKERS)
+def test_malformed_evidence_of_a_member_is_a_verdict(change, code):
+    assert code in _failed(_judge(_resigned(_evidence(), MTLS["hospital-a"], **change)))
+
+
+HONEST = signing.unverified_body(_evidence())
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+BYTES = st.binary(max_size=80) | JSON.map(lambda tree: json.dumps(tree).encode()) | st.just(b"[" * 5000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(Evidence.__struct_fields__), JSON | BYTES.map(_b64))
+def test_anything_in_any_field_is_judged(field, value):
+    try:
+        evidence = _resigned(_evidence(), MTLS["hospital-a"], **{field: value})
+    except ConfigError:  # cannot be said in canonical JSON, hence not sent in it; raw payloads are tested below
+        return
+    verdict = _judge(evidence).verdict
+    assert verdict in ("fail", "not_checked") or value == HONEST[field]
+
+
+@settings(max_examples=200, deadline=None)
+@given(BYTES)
+def test_any_signed_payload_is_judged(payload):
+    message = signing._pae(EVIDENCE_TYPE, payload)
+    signature = MTLS["hospital-a"].sign(message, signing._PSS, signing.hashes.SHA256())
+    entry = {"keyid": signing.spki_digest(MTLS["hospital-a"].public_key()), "sig": _b64(signature)}
+    envelope = {"payloadType": EVIDENCE_TYPE, "payload": _b64(payload), "signatures": [entry]}
+    assert _judge(envelope).verdict == "fail"
+
+
+def test_a_payload_type_that_is_a_bomb_is_judged():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert _judge({**_evidence(), "payloadType": deep}).verdict == "fail"
+    while deep:  # taken apart by hand: freeing it at once would use up the C stack
+        deep = deep.pop()
+
+
+@settings(max_examples=300, deadline=None)
+@given(BYTES, st.binary(max_size=20), st.integers(0, 400))
+def test_any_report_is_refused_by_name(junk, splice, at):
+    genuine = TEE["hospital-a"].report(b"\0" * 64)
+    for report in (junk, genuine[:at] + splice + genuine[at + len(splice) :]):
+        if report != genuine:
+            with pytest.raises(AttestError):
+                software.verify_report(report, ROOT.certificate, NOW)

@@ -64,8 +64,9 @@ def kits(project, tmp_path_factory):
 
 
 def test_the_untouched_project_makes_kits(kits):
-    for name in NAMES:
-        load_kit(kits / name, datetime.now(UTC))
+    loaded = {name: load_kit(kits / name, datetime.now(UTC)) for name in NAMES}
+    assert {name: kit.name for name, kit in loaded.items()} == {name: name for name in NAMES}
+    assert [kit.role for kit in loaded.values()].count("coordinator") == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -86,19 +86,10 @@ def trimmed(repeat: int) -> tuple[float, float]:
 def message(repeat: int) -> tuple[float, float]:
     """(seconds to verify 100 update headers, to verify 100 bare signatures)."""
     parsed, key, now = job.from_folder("oncology", CONFIG), Ed25519PrivateKey.generate(), datetime.now(UTC)
-    dp = parsed.executor.dp
-    event = messages.DPEvent(
-        mechanism="poisson_subsampled_gaussian",
-        noise_multiplier=dp.noise_multiplier,
-        sampling_rate=dp.sampling_rate,
-        steps=dp.steps,
-        clip_norm=dp.clip_norm,
-        unit=dp.unit,
-    )
     digest = "0" * 64
     header = messages.UpdateHeader(
         v=1, job="j", ticket="t", base_version=0, model_chain_head=digest, layout_digest=digest,
-        privacy="unsafe_plain", dp_event=event, payload_sha256=digest,
+        privacy="unsafe_plain", dp_event=messages.DPEvent.of(parsed.executor.dp), payload_sha256=digest,
     )  # fmt: skip
     envelope = messages.sign(key, header)
     data = b"x" * len(envelope["payload"])

@@ -39,6 +39,7 @@ from cordon import documents, job, models
 from cordon.asyncfl.coordinator import Coordinator
 from cordon.asyncfl.records import Ticket
 from cordon.data.contract import FeatureContract
+from cordon.data.harmonise import scale
 from cordon.demo import baselines, wdbc
 from cordon.dp.accounting import epsilon
 from cordon.dp.train import clip_update, train_round
@@ -83,17 +84,6 @@ class Result:
         return next((t for t, auc in zip(self.time, self.auc, strict=True) if auc >= target), math.inf)
 
 
-def round_event(plan: job.DPPlan) -> DPEvent:
-    return DPEvent(
-        mechanism="poisson_subsampled_gaussian",
-        noise_multiplier=plan.noise_multiplier,
-        sampling_rate=plan.sampling_rate,
-        steps=plan.steps,
-        clip_norm=plan.clip_norm,
-        unit=plan.unit,
-    )
-
-
 def simulate(
     the_job: Job,
     args: ControllerArgs,
@@ -105,11 +95,9 @@ def simulate(
 ) -> Result:
     """Run one job on ``split`` under the simulated clock."""
     contract = documents.parse(the_job.contract, FeatureContract, "contract.yml")
-    center = np.array([feature.center for feature in contract.features])
-    scale = np.array([feature.scale for feature in contract.features])
 
     def scaled(table: wdbc.Table) -> tuple[Vector, Vector]:
-        return ((table.x - center) / scale).astype(np.float32), table.y.astype(np.float32)
+        return scale(contract.features, table.x), table.y.astype(np.float32)
 
     data = {site: scaled(split.sites[site]) for site in sites}
     if ATTACKER in data:
@@ -118,7 +106,7 @@ def simulate(
 
     asks = the_job.executor
     module = models.build(asks.model, asks.model_args, len(contract.features))
-    layout, event = models.layout_of(module), round_event(asks.dp)
+    layout, event = models.layout_of(module), DPEvent.of(asks.dp)
     initial = models.initial_vector(asks.model, asks.model_args, len(contract.features), args.init_seed)
     coordinator = Coordinator(args, sites, {}, initial, layout.digest, dp_event=event, rule=RULES[args.rule])
 
@@ -185,7 +173,8 @@ def run(seeds: int, *, quick: bool = False, the_job: Job | None = None) -> dict[
         fast.time_to(TARGET_AUC) / slow.time_to(TARGET_AUC) if math.isfinite(fast.time_to(TARGET_AUC)) else math.inf
         for fast, slow in zip(results["async"], results["synchronous"], strict=True)
     ]
-    plan, dp = [(round_event(the_job.executor.dp), args.rounds_per_site)], the_job.executor.dp
+    dp = the_job.executor.dp
+    plan = [(DPEvent.of(dp), args.rounds_per_site)]
     return {
         "seeds": seeds,
         "auc_mean": statistics.mean(final["async"]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -210,8 +211,6 @@ def test_every_identity_has_its_own_kit(poc):
 
 @pytest.fixture
 def kit(poc, tmp_path):
-    import shutil
-
     return shutil.copytree(poc / "hospital-a", tmp_path / "hospital-a")
 
 
@@ -245,8 +244,6 @@ def test_a_missing_or_changed_mapping_is_said_in_words(kit, oncology):
 
 
 def test_another_hospitals_documents_do_not_fit(kit, poc):
-    import shutil
-
     for name in ("cordon.yml", "cordon.yml.sig"):
         shutil.copy(poc / "hospital-b" / "local" / name, kit / "local" / name)
     with pytest.raises(SignatureError, match=r"cordon\.yml"):
@@ -254,8 +251,6 @@ def test_another_hospitals_documents_do_not_fit(kit, poc):
 
 
 def test_a_tee_key_of_another_participant_is_refused(kit, poc):
-    import shutil
-
     shutil.copytree(poc / "hospital-b" / "local" / "software_tee", kit / "local" / "software_tee", dirs_exist_ok=True)
     with pytest.raises(ConfigError, match="not the TEE key of hospital-a"):
         load_kit(kit, datetime.now(UTC))
@@ -298,6 +293,67 @@ def test_paths_resolve_against_the_project_file(tmp_path, monkeypatch):
     assert project_folder([]) == tmp_path
 
 
+# -- containers: POC kits by `nvflare provision`, on purpose ----------------------------------------------------------
+
+
+def _prod(workspace, project):
+    return workspace / project / "prod_00"
+
+
+def test_the_containers_project_makes_kits_that_load(repo_root, tmp_path):
+    arguments = ("provision", "-p", "docker/project.yml", "-w", str(tmp_path / "ws"))
+    done = _nvflare(repo_root, tmp_path, *arguments, cwd=repo_root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    prod = _prod(tmp_path / "ws", "cordon_containers")
+    kits = {name: load_kit(prod / name, datetime.now(UTC)) for name in ("coordinator", "hospital-a", "hospital-b")}
+    assert {name: (kit.name, kit.role) for name, kit in kits.items()} == {
+        "coordinator": ("coordinator", "coordinator"),
+        "hospital-a": ("hospital-a", "hospital"),
+        "hospital-b": ("hospital-b", "hospital"),
+    }
+    for kit in kits.values():
+        assert [hospital.name for hospital in kit.study.roster] == ["hospital-a", "hospital-b"]
+        assert kit.study.profile == "poc"
+    for name in ("hospital-a", "hospital-b"):
+        config = json.loads((prod / name / "startup" / "fed_client.json").read_text())
+        assert config["servers"][0]["service"]["target"] == "coordinator:8002"
+    config = json.loads((prod / "lead@cordon.example" / "startup" / "fed_admin.json").read_text())
+    assert (config["admin"]["host"], config["admin"]["port"]) == ("localhost", 8002)
+
+
+def _containers_project(repo_root, folder, **arguments):
+    """A copy of docker/project.yml with other arguments of CordonBuilder; None takes one out."""
+    project = yaml.safe_load((repo_root / "docker" / "project.yml").read_text())
+    builder = next(each for each in project["builders"] if each["path"].endswith(".CordonBuilder"))
+    changed = {**builder["args"], "base": str(repo_root / "docker"), **arguments}
+    builder["args"] = {key: value for key, value in changed.items() if value is not None}
+    file = folder / "project.yml"
+    file.write_text(yaml.safe_dump(project))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command", "reason"),
+    [
+        ({"unsafe_containers": None}, "provision", "profile 'poc' does not fit this command"),
+        ({"unsafe_containers": False}, "provision", "profile 'poc' does not fit this command"),
+        ({}, "poc", "profile 'poc' does not fit this command"),
+        ({"profile": "production"}, "provision", "true with profile poc only"),
+        ({"unsafe_containers": "no"}, "provision", "unsafe_containers is true or false"),
+    ],
+    ids=["without the flag", "flag off", "with the other command", "production", "not a boolean"],
+)
+def test_poc_kits_by_nvflare_provision_are_refused_unless_asked_for(repo_root, tmp_path, arguments, command, reason):
+    file, workspace = _containers_project(repo_root, tmp_path, **arguments), tmp_path / "ws"
+    words = ("provision", "-p", str(file), "-w", str(workspace))
+    if command == "poc":
+        words = ("poc", "prepare", "-i", str(file))
+    done = _nvflare(repo_root, tmp_path, *words, NVFLARE_POC_WORKSPACE=str(workspace))
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "provisioning stopped, no kit was made" in done.stderr and reason in done.stderr
+    assert not list(workspace.rglob("startup"))
+
+
 # -- production: certificates, then contract, then kits --------------------------------------------------------------
 
 
@@ -314,6 +370,22 @@ def production(repo_root, tmp_path_factory):
     context = _provision(json.loads(json.dumps(project)), folder / "ws")
     assert not context.get("__build_error__")
     return project, folder / "ws", folder / "signed"
+
+
+def test_the_command_line_issues_certificates_first(repo_root, tmp_path):
+    """A copy of the shipped project file beside copies of what it names, as a coordinator would keep it."""
+    shutil.copytree(repo_root / "cc_config", tmp_path / "cc_config")
+    file = tmp_path / "provisioning" / "project.yml"
+    file.parent.mkdir()
+    shutil.copyfile(repo_root / "provisioning" / "project.yml", file)
+    done = _nvflare(repo_root, tmp_path, "provision", "-p", str(file), "-w", str(tmp_path / "ws"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no study contract yet, so only certificates were issued" in done.stdout + done.stderr
+    prod = _prod(tmp_path / "ws", "cordon")
+    issued = {path.parent.parent.name for path in prod.rglob("*.crt")}
+    assert {"fl.coordinator.example", "hospital-a", "hospital-b", "hospital-c"} <= issued
+    assert {path.suffix for path in prod.rglob("*") if path.is_file()} == {".crt", ".pem", ".yml"}
+    assert len(yaml.safe_load((prod / "roster.yml").read_text())) == 4
 
 
 def test_the_first_run_issues_certificates_and_nothing_that_starts(production):
@@ -388,8 +460,6 @@ def _sign_everything(roster_file, signed, repo_root, project):
         documents.sign_file(signed / f"{name}.yml", "cordon/site/v1", key)
 
     # the attestation policies lie beside the cc_config: sign copies, so that the repository stays as it is
-    import shutil
-
     shutil.copytree(repo_root / "cc_config", signed / "cc_config")
     for path in (signed / "cc_config" / "policy").glob("*-h100.yml"):
         for key in keys.values():

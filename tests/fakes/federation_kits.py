@@ -63,7 +63,6 @@ def make_kits(
         server=SERVER,
         certificates=certificates,
         state=state,
-        now=now,
     )
     agreed = packaging.check_study(made.folder, "poc", SERVER, certificates, now)
     split = wdbc.split(0)
@@ -93,7 +92,8 @@ def _templates(
     _edit(source / "study.yml", target / "study.yml", study)
     _edit(source / "coordinator.yml", target / "coordinator.yml", coordinator)
     for name in hospitals:
-        _edit(source / "hospital-e.yml", target / f"{name}.yml", {"site": name, "unsafe_poc": None, **site.get(name, {})})
+        changes = {"site": name, "unsafe_poc": None, **site.get(name, {})}
+        _edit(source / "hospital-e.yml", target / f"{name}.yml", changes)
         shutil.copyfile(source / "mappings" / "hospital-e.yml", target / "mappings" / f"{name}.yml")
 
 

@@ -1,5 +1,7 @@
 """Fixtures over the fakes; a conftest imports the ones that its tests use."""
 
+import copy
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cordon.flare import controllers, executors
+from cordon import documents, signing
+from cordon.flare import controllers, executors, session
 
 from .federation_kits import make_kits
 from .in_process import Clock, Federation, Hand, Site, job_files
@@ -25,17 +28,32 @@ def kits(made_kits: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made_kits, tmp_path / "kits"))
 
 
+_parse = functools.lru_cache(maxsize=256)(documents.parse)
+_load_private_key = functools.lru_cache(maxsize=64)(signing.load_private_key)
+
+
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes are parsed once: reading YAML and RSA keys is most of the time that a short job takes."""
+
+    def parse(data: bytes, schema: Any, name: str) -> Any:
+        return copy.deepcopy(_parse(data, schema, name)) if schema is dict else _parse(data, schema, name)
+
+    monkeypatch.setattr(documents, "parse", parse)
+    monkeypatch.setattr(signing, "load_private_key", _load_private_key)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of controller and executors; it stands still unless somebody waits."""
     made = Clock()
-    monkeypatch.setattr(executors, "time", made)
-    monkeypatch.setattr(controllers, "time", made)
+    for module in (controllers, executors, session):
+        monkeypatch.setattr(module, "time", made)
     return made
 
 
 @pytest.fixture
-def federate(kits: Path, clock: Clock) -> Callable[..., Federation]:
+def federate(kits: Path, clock: Clock, remembered: None) -> Callable[..., Federation]:
     """Makes a federation of all kits that runs ``jobs/oncology`` with some arguments changed."""
 
     def make(at_once: int = 1, folder: Path | None = None, **controller: Any) -> Federation:
@@ -45,7 +63,7 @@ def federate(kits: Path, clock: Clock) -> Callable[..., Federation]:
 
 
 @pytest.fixture
-def hand(kits: Path, clock: Clock) -> Callable[..., Hand]:
+def hand(kits: Path, clock: Clock, remembered: None) -> Callable[..., Hand]:
     """Makes a coordinator played by hand, facing hospital-a."""
 
     def make(folder: Path | None = None, executor: dict[str, Any] | None = None, **controller: Any) -> Hand:

@@ -28,11 +28,11 @@ from nvflare.app_common.decomposers import common_decomposers
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 
-from cordon import messages, models, signing
 from cordon import job as jobs
+from cordon import messages, models, signing
 from cordon.attest.appraise import make_evidence
 from cordon.attest.keys import ProcessKeys
-from cordon.flare import codec, controllers, executors, plan
+from cordon.flare import codec, controllers, executors, plan, session
 from cordon.flare.kit import load_kit
 from cordon.flare.persistor import SafetensorsPersistor
 from cordon.report import events
@@ -47,7 +47,9 @@ flare_decomposers.register()
 common_decomposers.register()
 
 
-def job_files(controller: Mapping[str, Any] | None = None, executor: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+def job_files(
+    controller: Mapping[str, Any] | None = None, executor: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
     """The files of ``jobs/oncology`` with some arguments changed; short: 3 versions, 4 rounds a site."""
     files = {name: (CONFIG / name).read_bytes() for name in jobs.FILES}
     server, client = (json.loads(files[f"config_fed_{side}.json"]) for side in ("server", "client"))
@@ -142,7 +144,7 @@ class Site:
         self.abort = Signal()
 
     @property
-    def session(self) -> executors.Session:
+    def session(self) -> session.Session:
         assert self.executor._session is not None
         return self.executor._session
 
@@ -250,7 +252,7 @@ class Federation:
 
 
 class Hand:
-    """A coordinator played by hand, with the coordinator's own kit: what it says to one site is for the test to choose."""
+    """A coordinator played by hand, with the coordinator's own kit; what it says to one site is the test's choice."""
 
     def __init__(self, site: Site, kits: Path, files: Mapping[str, bytes]) -> None:
         self.site, self.files = site, dict(files)
@@ -261,8 +263,8 @@ class Hand:
         executor = self.job.executor
         count = len(plan.feature_contract(self.job).features)
         self.w = models.initial_vector(executor.model, executor.model_args, count, 0)
-        self.head = messages.chain_head("", 0, messages.sha256(messages.pack("w", self.w)))
-        self.version = 0
+        self.links = [messages.sha256(messages.pack("w", self.w))]
+        self.head = messages.chain_head("", 0, self.links[0])
         self.nonce = b""
         self.policy_digest = ""
         self._tickets = 0
@@ -280,7 +282,7 @@ class Hand:
 
     def evidence(self, *, nonce: bytes | None = None, context: Mapping[str, Any] | None = None, **parts: Any) -> Any:
         """The coordinator's evidence for the site's challenge; what is changed is a lie."""
-        honest = executors.job_context(self.kit, self.job, JOB_ID, SERVER, self.policy_digest)
+        honest = session.job_context(self.kit, self.job, JOB_ID, SERVER, self.policy_digest)
         return make_evidence(
             parts.get("attester", self.kit.attester),
             msgspec.structs.replace(honest, **(context or {})),
@@ -289,11 +291,15 @@ class Hand:
             parts.get("mtls_key", self.kit.mtls_key),
         )
 
-    def next_version(self, step: float = 0.01) -> None:
-        """Go on along the model chain."""
-        self.w = (self.w + np.float32(step)).astype(np.float32)
-        self.version += 1
-        self.head = messages.chain_head(self.head, self.version, messages.sha256(messages.pack("w", self.w)))
+    @property
+    def version(self) -> int:
+        return len(self.links) - 1
+
+    def next_version(self, w: Any = None) -> None:
+        """Go on along the model chain, to the model ``w``."""
+        self.w = (self.w + np.float32(0.01) if w is None else w).astype(np.float32)
+        self.links.append(messages.sha256(messages.pack("w", self.w)))
+        self.head = messages.chain_head(self.head, self.version, self.links[-1])
 
     def header(self, payload: bytes, **changes: Any) -> messages.ModelHeader:
         self._tickets += 1
@@ -308,11 +314,13 @@ class Hand:
         }
         return messages.ModelHeader(**{**fields, **changes})
 
-    def model(self, *, payload: bytes | None = None, key: Any = None, evidence: Any = None, **changes: Any) -> Shareable:
+    def model(
+        self, *, payload: bytes | None = None, key: Any = None, evidence: Any = None, links: Any = None, **changes: Any
+    ) -> Shareable:
         """A global model under a fresh ticket, signed by ``key``; ``changes`` go into the header."""
         payload = messages.pack("w", self.w) if payload is None else payload
         envelope = messages.sign(key or self.keys.signing_key, self.header(payload, **changes))
-        parts = {"model": envelope}
+        parts = {"model": envelope, "links": {"after": -1, "sha256": self.links} if links is None else links}
         if evidence is not None:
             parts["evidence"] = evidence
         return message(parts, payload)

@@ -176,6 +176,22 @@ def test_a_writable_kit_is_found(compose):
     assert any("writable" in found for found in compose_findings(compose))
 
 
+def test_what_the_try_out_mounts_is_what_its_project_makes(compose):
+    project = yaml.safe_load((DOCKER / "project.yml").read_text())
+    kits = {each["name"]: each for each in project["participants"] if each["type"] != "admin"}
+    assert set(compose["services"]) == set(kits)
+    mounted = [volume for service in compose["services"].values() for volume in service["volumes"]]
+    assert {f"/{name}/{part}:/workspace/{part}:ro" for name in kits for part in ("startup", "local", "data")} == {
+        volume.split("}")[-1] for volume in mounted if "CORDON_KITS" in volume
+    }
+    server = kits["coordinator"]
+    assert compose["services"]["coordinator"]["hostname"] == server["default_host"] == "coordinator"
+    assert compose["services"]["coordinator"]["ports"] == [f"127.0.0.1:{server['admin_port']}:{server['admin_port']}"]
+    for service in compose["services"].values():  # the kits are POC kits: a production image would not start them
+        assert service["build"]["args"] == {"PROFILE": "poc"}
+        assert "poc" in service["image"]
+
+
 def poc_only():
     lines = (DOCKER / "poc_only.txt").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]

@@ -16,6 +16,7 @@ from msgspec import field
 from cordon import documents, signing
 from cordon.documents import MAX_DOCUMENT, Document
 from cordon.errors import ConfigError, SignatureError
+from cordon.job import contract_digest
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
@@ -132,6 +133,49 @@ def test_any_yaml_like_text_is_parsed_or_refused(text):
         documents.parse(text.encode(), Example, "x")
     except ConfigError as error:
         assert str(error).startswith("x: ")
+
+
+TAGS = ("timestamp", "bool", "int", "float", "binary", "omap", "pairs", "set", "null", "str", "seq", "map", "merge")
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("value", ["x", "''", "[]", "{}", "[1]", "{a: 1}", "2020-99-99", "1:", "-", "é", "9" * 5000])
+def test_a_value_that_does_not_fit_its_tag_is_refused(tag, value):
+    for schema in (dict, Example):
+        try:
+            documents.parse(f"a: !!{tag} {value}".encode(), schema, "x")
+        except ConfigError as error:
+            assert str(error).startswith("x: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: !!timestamp x", "a: " + "9" * 5000, "a: 2020-13-45", "a: !!bool x", "a: !!int ''"]
+)
+def test_what_yaml_itself_chokes_on(text):
+    with pytest.raises(ConfigError, match=r"^x: "):
+        documents.parse(text.encode(), dict, "x")
+    with pytest.raises(ConfigError, match=r"^contract\.yml: "):
+        contract_digest(text.encode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(max_size=60)
+    | st.tuples(st.sampled_from(TAGS), st.text(alphabet="0123456789.:-+exob_ T'[]{}", max_size=20)).map(
+        lambda pair: f"a: !!{pair[0]} {pair[1]}"
+    )
+)
+def test_any_text_has_a_contract_digest_or_is_refused(text):
+    try:
+        contract_digest(text.encode(errors="surrogatepass"))
+    except ConfigError:
+        return
+
+
+def test_numbers_that_no_canonical_form_can_say():
+    for text in (b"a: 0x" + b"f" * 5000, b"a: .nan", b"a: 9007199254740993", b"a: 2020-01-02", b'a: "\\ud800"'):
+        with pytest.raises(ConfigError):
+            contract_digest(text)
 
 
 @given(st.text(min_size=1, max_size=20), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False))

@@ -38,15 +38,7 @@ def test_folder_holds_configuration_only() -> None:
 
 def test_whole_plan_costs_every_hospital_at_most_what_the_poc_policy_allows(oncology: job.Job) -> None:
     dp, args = oncology.executor.dp, oncology.controller
-    event = DPEvent(
-        mechanism="poisson_subsampled_gaussian",
-        noise_multiplier=dp.noise_multiplier,
-        sampling_rate=dp.sampling_rate,
-        steps=dp.steps,
-        clip_norm=dp.clip_norm,
-        unit=dp.unit,
-    )
-    plan = [(event, args.rounds_per_site)]
+    plan = [(DPEvent.of(dp), args.rounds_per_site)]
     assert dp.delta == 1e-5
     assert 2.5 < epsilon(plan, 1e-5) <= 3.0
     assert epsilon(plan, 1e-5, accountant="rdp") <= 4.0

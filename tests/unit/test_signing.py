@@ -394,6 +394,44 @@ def test_any_bytes_are_no_key(data):
                 read(junk)
 
 
+@pytest.mark.parametrize(
+    "der",
+    [
+        "300d300506032a0304030400010101",  # algorithm 1.2.3.4
+        "3017300f06072a8648ce3d020106032a0304030400040101",  # EC on curve 1.2.3.4
+    ],
+    ids=["algorithm", "curve"],
+)
+def test_a_key_of_an_unknown_kind_is_refused(der):
+    data = bytearray.fromhex(der)
+    data[1] = len(data) - 2
+    pem = b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(data) + b"\n-----END PUBLIC KEY-----\n"
+    for each in (bytes(data), pem, pem.replace(b"PUBLIC KEY", b"CERTIFICATE")):
+        with pytest.raises(ConfigError):
+            signing.load_public_key(each)
+    for each in (bytes(data), pem.replace(b"PUBLIC", b"PRIVATE")):
+        with pytest.raises(ConfigError):
+            signing.load_private_key(each)
+
+
+def test_a_certificate_of_an_unknown_version_is_no_key():
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([]))
+        .public_key(KEY.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(days=1))
+        .sign(KEY, None)
+    )
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    assert spki_digest(signing.load_public_key(der)) == spki_digest(KEY.public_key())
+    assert der.count(b"\xa0\x03\x02\x01\x02") == 1
+    with pytest.raises(ConfigError, match="not a public key or certificate"):
+        signing.load_public_key(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07"))
+
+
 def test_encrypted_private_key_is_refused_in_words():
     data = KEY.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")

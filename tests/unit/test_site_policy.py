@@ -1,12 +1,16 @@
 """The job asks, the site decides: every miss is named, all together."""
 
+import math
+
 import msgspec
 import pytest
 import yaml
 
 from cordon import documents
+from cordon.dp.accounting import epsilon
 from cordon.errors import ConfigError, PolicyRefused
 from cordon.job import from_folder
+from cordon.messages import DPEvent
 from cordon.site.policy import SitePolicy, judge
 
 
@@ -48,8 +52,14 @@ def _codes(policy, agreed, job, epsilon=3.5):
     return [code for code, _ in caught.value.reasons]
 
 
-def test_the_shipped_job_is_allowed(tree, agreed, job):
-    judge(_policy(tree), agreed, job, 4.0)
+def test_the_shipped_job_is_allowed_at_what_it_costs_and_up_to_the_limit(tree, agreed, job):
+    policy = _policy(tree)
+    plan = [(DPEvent.of(job.executor.dp), job.controller.rounds_per_site)]
+    cost = epsilon(plan, policy.dp.delta, accountant="rdp")
+    assert 0 < cost < policy.dp.epsilon
+    for spent in (cost, policy.dp.epsilon):
+        assert judge(policy, agreed, job, spent) is None
+    assert _codes(policy, agreed, job, math.nextafter(policy.dp.epsilon, math.inf)) == ["epsilon_over_policy"]
 
 
 def test_epsilon_over_the_policy_is_refused_with_both_figures(tree, agreed, job):

@@ -116,6 +116,20 @@ def test_all_hospitals_must_have_signed(signed):
         study.load_signed(signed, NOW)
 
 
+def test_what_was_verified_is_what_was_parsed(signed, monkeypatch):
+    """Read once: whoever swaps the file between parsing (whose keys?) and verifying gains nothing."""
+    reads = []
+    original = documents.read_bytes
+
+    def counting(path, *limit):
+        reads.append(path.name)
+        return original(path, *limit)
+
+    monkeypatch.setattr(documents, "read_bytes", counting)
+    study.load_signed(signed, NOW)
+    assert reads == ["study.yml", "study.yml.sig"]
+
+
 def test_one_hospital_cannot_sign_for_two(signed, tree):
     documents.signature_path(signed).unlink()
     for _ in range(3):

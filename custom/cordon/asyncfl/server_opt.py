@@ -58,19 +58,6 @@ class Optimizer:
         bound, norm = self._args.max_step, float(np.linalg.norm(step))
         return step if bound is None or norm <= bound else step * (bound / norm)
 
-    def state_dict(self) -> dict[str, Floats]:
-        """The state as named arrays (none for FedAvg)."""
-        if self._m is None or self._v is None:
-            return {}
-        return {"m": self._m.copy(), "v": self._v.copy()}
-
-    def load_state_dict(self, state: dict[str, Floats]) -> None:
-        """Restore what ``state_dict`` gave."""
-        if set(state) not in (set(), {"m", "v"}):
-            raise ConfigError(f"server optimiser state has keys m and v or none, got {sorted(state)}")
-        self._m = state["m"].copy() if state else None
-        self._v = state["v"].copy() if state else None
-
 
 def make(args: ServerOpt) -> Optimizer:
     """The optimiser that ``args`` describe, in its first state."""

@@ -1,4 +1,4 @@
-"""Make evidence, and judge it: the statement of DESIGN section 6 as a signed message.
+"""Make evidence, and judge it: the statement of ``binding`` as a signed message.
 
 Evidence is a DSSE envelope by the prover's mTLS key over ``Evidence``; so the mTLS key certifies the attested signing
 key, and the report certifies the process that holds it. ``appraise`` judges against what the *verifier* knows (its
@@ -190,7 +190,7 @@ def _open_envelope(envelope: Any, mtls_key: signing.PublicKey, now: datetime) ->
         evidence = msgspec.convert(body, Evidence, strict=True)
     except SignatureError as error:
         return None, Check("mtls_signature", "fail", f"not signed by the mTLS key in the study contract: {error}")
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         return None, Check("evidence_format", "fail", str(error))
     return evidence, Check("mtls_signature", "pass", "signed by the mTLS key in the study contract")
 
@@ -217,14 +217,17 @@ def _report_checks(
     claims = _verify_report(evidence, policy, roots, now)
     if isinstance(claims, Check):
         return [claims]
-    bound = report_data(
-        evidence.context,
-        evidence.nonce,
-        signing.spki_digest(mtls_key),
-        evidence.kem_public_key,
-        evidence.signing_public_key,
-        evidence.gpu_evidence,
-    )
+    try:
+        bound = report_data(
+            evidence.context,
+            evidence.nonce,
+            signing.spki_digest(mtls_key),
+            evidence.kem_public_key,
+            evidence.signing_public_key,
+            evidence.gpu_evidence,
+        )
+    except (ConfigError, RecursionError):
+        return [Check("report_data", "fail", "this statement has no canonical form to cover")]
     same = hmac.compare_digest(bound, claims.report_data)
     holder = claims.holder is None or claims.holder == site
     return [

@@ -1,4 +1,4 @@
-"""What one piece of evidence says, as the 64 bytes that a TEE signs (DESIGN section 6), and the bundle digest.
+"""What one piece of evidence says, as the 64 bytes that a TEE signs, and the bundle digest.
 
 ``report_data = SHA-512( lp("cordon/evidence/v1") || lp(ctx) || lp(nonce) || lp(SHA-256(SPKI of the mTLS certificate))
 || lp(kem_public_key) || lp(signing_public_key) || lp(SHA-256(gpu_evidence) or "none") )``

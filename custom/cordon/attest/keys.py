@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -44,5 +45,5 @@ def decode_kem_key(data: bytes) -> MLKEM768X25519PublicKey:
     try:
         lattice = MLKEM768PublicKey.from_public_bytes(data[:-32])
         return MLKEM768X25519PublicKey(lattice, X25519PublicKey.from_public_bytes(data[-32:]))
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError("not an ML-KEM-768 + X25519 key") from error

@@ -49,7 +49,7 @@ class Nonces:
                 self._open = msgspec.json.decode(
                     documents.read_bytes(path, 8 * documents.MAX_DOCUMENT), type=dict[str, _Challenge]
                 )
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
                 raise ConfigError(f"{path}: not a list of open challenges: {error}") from error
 
     def issue(self, site: str, purpose: str, job: str, now: datetime, ttl_s: float) -> bytes:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
@@ -54,9 +54,9 @@ class Issued:
         )
 
 
-def make_root(workspace: str, now: datetime, days: int = 360) -> Issued:
-    """A self-signed root for one POC workspace."""
-    key = Ed25519PrivateKey.generate()
+def make_root(workspace: str, now: datetime, days: int = 360, key: Ed25519PrivateKey | None = None) -> Issued:
+    """A self-signed root for one POC workspace, of ``key`` or of a fresh one."""
+    key = key or Ed25519PrivateKey.generate()
     name = _name(f"Cordon software TEE root of {workspace}"[:64])
     return Issued(_certificate(name, key.public_key(), name, key, now, days, is_ca=True), key)
 
@@ -99,7 +99,7 @@ def load_certificate(data: bytes) -> x509.Certificate:
     """An X.509 certificate from PEM."""
     try:
         return x509.load_pem_x509_certificate(data)
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ConfigError("not a certificate in PEM") from error
 
 
@@ -115,14 +115,31 @@ def verify_report(report: bytes, root: x509.Certificate, now: datetime) -> Claim
         tree: Any = msgspec.json.decode(report)
         certificate = load_certificate(tree["certificate"].encode())
         envelope = tree["envelope"]
-    except (msgspec.DecodeError, TypeError, KeyError, AttributeError, ConfigError) as error:
+    except (
+        msgspec.DecodeError,
+        UnicodeError,
+        RecursionError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ConfigError,
+    ) as error:
         raise AttestError([("report_format", "not a software report: want certificate and envelope")]) from error
     try:
         certificate.verify_directly_issued_by(root)
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+        key = certificate.public_key()
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except (
+        ValueError,
+        TypeError,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise AttestError([("report_chain", "the TEE key is not certified by this workspace's root")]) from error
-    key = certificate.public_key()
     if constraints.ca or not isinstance(key, Ed25519PublicKey):
         raise AttestError([("report_chain", "the certificate is not one for a TEE key")])
     for each in (root, certificate):
@@ -133,7 +150,6 @@ def verify_report(report: bytes, root: x509.Certificate, now: datetime) -> Claim
         said = msgspec.convert(body, _Report, strict=True)
     except (SignatureError, msgspec.ValidationError) as error:
         raise AttestError([("report_signature", f"not signed by the TEE key: {error}")]) from error
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return Claims(
         type=TYPE,
         report_data=bytes.fromhex(said.report_data),

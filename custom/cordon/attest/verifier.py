@@ -59,24 +59,31 @@ class Verifier:
         try:
             self._nonces.take(nonce, peer, PURPOSE, "", now)
         except AttestError as error:
-            checks = tuple(Check(code, "fail", detail) for code, detail in error.failures)
-            appraisal = Appraisal("unknown", checks, None, None)
-        else:
-            appraisal = appraise(
-                envelope,
-                nonce=nonce,
-                context=parent_context(peer, self._study_digest, self._policy.digest),
-                mtls_key=mtls_key,
-                policy=self._policy,
-                roots=self._roots,
-                now=now,
-            )
+            return self.reject(peer, error.failures, now)
+        appraisal = appraise(
+            envelope,
+            nonce=nonce,
+            context=parent_context(peer, self._study_digest, self._policy.digest),
+            mtls_key=mtls_key,
+            policy=self._policy,
+            roots=self._roots,
+            now=now,
+        )
         if appraisal.verdict == "pass":
             self._leases[peer] = Lease(now, now + timedelta(seconds=self._policy.lease_s))
         else:
-            self._leases.pop(peer, None)
-            self.postpone(peer, now, min(30.0, self._policy.lease_s / 3))
+            self._end(peer, now)
         return appraisal
+
+    def reject(self, peer: str, failures: list[tuple[str, str]], now: datetime) -> Appraisal:
+        """A failing verdict for (code, detail) reasons outside the evidence; ends the lease of ``peer`` at once."""
+        self._end(peer, now)
+        checks = tuple(Check(code, "fail", detail) for code, detail in failures)
+        return Appraisal("unknown", checks, None, None)
+
+    def _end(self, peer: str, now: datetime) -> None:
+        self._leases.pop(peer, None)
+        self.postpone(peer, now, min(30.0, self._policy.lease_s / 3))
 
     def postpone(self, peer: str, now: datetime, seconds: float) -> None:
         """Ask ``peer`` again no earlier than ``seconds`` from ``now``: a bad or dead peer must not cost much."""

@@ -13,7 +13,6 @@ from msgspec import Meta, field
 
 from cordon.documents import Document
 
-CONTRACT_SCHEMA = "cordon/contract/v1"
 MAPPING_SCHEMA = "cordon/mapping/v1"
 
 FeatureId = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -64,11 +63,6 @@ class FeatureContract(Document, frozen=True, kw_only=True):
         if any(not feature.range[0] < feature.range[1] for feature in self.features):
             raise ValueError("a feature's range must go from low to high")
 
-    @property
-    def slug(self) -> str:
-        """The contract id as a file name: ``wdbc/1.0.0`` -> ``wdbc-1.0.0``."""
-        return self.contract.replace("/", "-")
-
 
 class Field(Document, frozen=True, kw_only=True):
     """Where one feature comes from: ``source`` is a column, code or report line, ``unit`` its UCUM unit there."""
@@ -97,3 +91,8 @@ class Mapping(Document, frozen=True, kw_only=True):
     features: dict[FeatureId, Field]
     label: LabelField
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def slug(self) -> str:
+        """The contract id as a file name: ``wdbc/1.0.0`` -> ``wdbc-1.0.0``."""
+        return self.contract.replace("/", "-")

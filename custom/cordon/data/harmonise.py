@@ -211,7 +211,7 @@ class _Table:
             if known:  # good values of a patient who cannot be used
                 ledger.rows.rejected["patient_rejected"] += known
         table = np.array([self._rows[patient] for patient in ids], np.float64).reshape(len(ids), len(self._empty))
-        x = _scale(self._features, table[:, :-1])
+        x = scale(self._features, table[:, :-1])
         ledger.patients.rows_out, ledger.rows.rows_out = x.shape[0], table.size
         ledger.check()
         return Patients(tuple(ids), x, table[:, -1].astype(np.float32))
@@ -225,11 +225,16 @@ class _Table:
         return "missing_feature", self._features[at].id
 
 
-def _scale(features: tuple[Feature, ...], values: NDArray[np.float64]) -> NDArray[np.float32]:
-    center = np.array([feature.center for feature in features])
-    scale = np.array([feature.scale for feature in features])
+def scale(features: tuple[Feature, ...], values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Network inputs (n, k) of ``values`` (n, k), which are in the features' units.
+
+    Raises:
+        DataError: an input is not finite: the contract's constants do not fit its ranges.
+    """
+    centers = np.array([feature.center for feature in features])
+    scales = np.array([feature.scale for feature in features])
     with np.errstate(over="ignore", invalid="ignore"):
-        x: NDArray[np.float32] = ((values - center) / scale).astype(np.float32)
+        x: NDArray[np.float32] = ((values - centers) / scales).astype(np.float32)
     if not np.isfinite(x).all():
         raise DataError("scaled values are not finite: the contract's center and scale do not fit its ranges")
     return x

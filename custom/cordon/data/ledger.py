@@ -64,11 +64,11 @@ class Conservation:
         """Rejected values by reason."""
         return self.rows.rejected
 
-    def reject(self, balance: Balance, reason: str, pointer: str, column: str, rows: int = 1) -> None:
-        """Count ``rows`` rejected rows and keep the pointer."""
+    def reject(self, balance: Balance, reason: str, pointer: str, column: str) -> None:
+        """Count one rejected thing and keep the pointer."""
         if reason not in REASONS:
             raise ValueError(f"not a rejection reason: {reason}")
-        balance.rejected[reason] += rows
+        balance.rejected[reason] += 1
         rejection = Rejection(reason, pointer, column)
         self.first.setdefault(reason, rejection)
         if len(self.examples) < MAX_EXAMPLES:

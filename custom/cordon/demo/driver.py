@@ -24,7 +24,6 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
-from nvflare.apis.job_def import JobMetaKey
 from rich.console import Console
 
 import cordon
@@ -213,7 +212,7 @@ def _train(demo: Demo) -> Path:
                 asked = time.monotonic()
                 _look_for_dead(demo, asked - began)
                 meta = session.get_job_meta(job_id)
-                if str(meta.get(JobMetaKey.STATUS.value, "")).startswith("FINISHED"):
+                if str(meta.get(poc.STATUS, "")).startswith("FINISHED"):
                     break
             if asked > deadline:
                 raise CordonError(f"job {job_id} did not end within {JOB_TIMEOUT_S:.0f} s")
@@ -241,16 +240,16 @@ def _look_for_dead(demo: Demo, seconds: float) -> None:
 
 def _show_failures(demo: Demo, meta: dict[str, Any]) -> None:
     """Sites that FLARE could not deploy to, with their own words, in the table."""
-    for line in meta.get(JobMetaKey.JOB_DEPLOY_DETAIL.value, []):
+    for line in meta.get(poc.DEPLOY_DETAIL, []):
         site, _, reason = str(line).partition(": ")
         if site in demo.federation.sites and reason != "OK":
             demo.view.event(events.SiteRefused(t=0.0, site=site, reason=reason[: events.MAX_TEXT]))
 
 
 def _why(meta: dict[str, Any]) -> str:
-    status = meta.get(JobMetaKey.STATUS.value, "unknown")
-    details = [str(line) for line in meta.get(JobMetaKey.JOB_DEPLOY_DETAIL.value, []) if not str(line).endswith("OK")]
-    history = [str(line) for line in meta.get(JobMetaKey.SCHEDULE_HISTORY.value, [])][-1:]
+    status = meta.get(poc.STATUS, "unknown")
+    details = [str(line) for line in meta.get(poc.DEPLOY_DETAIL, []) if not str(line).endswith("OK")]
+    history = [str(line) for line in meta.get(poc.SCHEDULE_HISTORY, [])][-1:]
     return f"FLARE says {status}. " + " ".join(details + history)
 
 

@@ -1,6 +1,6 @@
 """One round of DP-SGD (Abadi et al. 2016, Algorithm 1) with Opacus, patient = privacy unit.
 
-For each of ``plan.steps`` steps, with q = sampling_rate, C = clip_norm, B = expected_batch::
+For each of ``plan.steps`` steps, with q = sampling_rate, C = clip_norm, B = expected_batch_size::
 
     S       each patient enters independently with probability q               (Poisson sampling)
     g_i     gradient of patient i's loss, times min(1, C / |g_i|)              (0 if not finite)
@@ -31,24 +31,32 @@ from cordon.params import Vector
 
 
 class _Optimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type hints
-    """Opacus' optimiser; noise is drawn from ``source``, a non-finite gradient of one patient counts as zero."""
+    """Opacus' optimiser; noise is drawn from ``source``, norms and clip factors are float64.
+
+    In float32 a norm over many parameters comes out low, and a factor near the smallest float is rounded up: either
+    lets a patient through at more than the bound C.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, plan: DPPlan, source: Generator) -> None:
         super().__init__(
             optimizer,
             noise_multiplier=plan.noise_multiplier,
             max_grad_norm=plan.clip_norm,
-            expected_batch_size=plan.expected_batch,
+            expected_batch_size=plan.expected_batch_size,
             loss_reduction="mean",
         )
         self._source = source
 
     def clip_and_accumulate(self) -> None:
-        # One NaN would make every clip factor of the sum NaN: no model, and no noise that hides anything.
-        finite = torch.stack([torch.isfinite(p.grad_sample).flatten(1).all(dim=1) for p in self.params]).all(dim=0)
+        squares = sum(p.grad_sample.double().flatten(1).square().sum(dim=1) for p in self.params)
+        # A norm that is not finite counts as zero: one NaN would make the sum NaN, with no noise that hides anything.
+        factor = torch.where(torch.isfinite(squares), (self.max_grad_norm / squares.sqrt()).clamp(max=1.0), 0.0)
         for p in self.params:
-            p.grad_sample[~finite] = 0.0
-        super().clip_and_accumulate()
+            _check_processed_flag(p.grad_sample)
+            rows = p.grad_sample.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            clipped = torch.einsum("i,i...->...", factor, rows).to(p.dtype)
+            p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
+            _mark_as_processed(p.grad_sample)
 
     def add_noise(self) -> None:
         for p in self.params:

@@ -35,6 +35,7 @@ from cordon.attest.keys import ProcessKeys
 from cordon.attest.nonce import Nonces
 from cordon.attest.verifier import Verifier
 from cordon.errors import AttestError, CordonError
+from cordon.flare import gates
 from cordon.flare.kit import Kit, load_kit
 
 CHANNEL = "cordon_attest"
@@ -109,6 +110,7 @@ class CordonCCManager(FLComponent):
             self._verifier = Verifier(kit.attest_policy, kit.attest_roots, kit.study.digest, nonces)
             self._keys = ProcessKeys.generate()
             self._engine = fl_ctx.get_engine()
+            gates.install(kit, self._engine.get_cell().core_cell, self.logger)
             self._kit = kit
         except Exception as error:
             if isinstance(error, CordonError):
@@ -193,9 +195,18 @@ class CordonCCManager(FLComponent):
                     self._no_answer(name)
                     continue
                 evidence = reply.payload.get("evidence") if isinstance(reply.payload, dict) else None
-                with self._lock:
-                    appraisal = verifier.judge(name, key, nonce, evidence, datetime.now(UTC))
-                self._record(name, appraisal)
+                self._record(name, self._judge(name, key, nonce, evidence))
+
+    def _judge(self, name: str, key: signing.PublicKey, nonce: bytes, evidence: Any) -> Appraisal:
+        """The verdict on one peer. Whatever its answer does to the judge, it costs that peer its lease and no other."""
+        _, verifier = self._ready()
+        with self._lock:
+            try:
+                return verifier.judge(name, key, nonce, evidence, datetime.now(UTC))
+            except Exception as error:
+                self.logger.exception(f"{name}: its evidence could not be judged")
+                detail = f"{type(error).__name__} while its evidence was judged"
+                return verifier.reject(name, [("internal_error", detail)], datetime.now(UTC))
 
     def _peers(self, kit: Kit) -> dict[str, tuple[str, signing.PublicKey]]:
         """name -> (cell address, mTLS key of the study contract) of everybody whom this side must challenge."""

@@ -7,6 +7,7 @@ they are not read.
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,12 @@ def to_model(parts: dict[str, Any], payload: bytes = b"") -> FLModel:
     )
 
 
-def from_model(model: FLModel) -> tuple[dict[str, Any], bytes]:
-    """(parts, payload) of a message; SignatureError if it is not one: nothing signed can be in it."""
+def from_model(model: FLModel, limit: int = MAX_PAYLOAD) -> tuple[dict[str, Any], bytes]:
+    """(parts, payload) of a message; SignatureError if it is not one: nothing signed can be in it.
+
+    Args:
+        limit: bytes of payload accepted before it is copied.
+    """
     parts = (model.meta or {}).get(META)
     params = model.params if isinstance(model.params, dict) else {}
     payload = params.get(PAYLOAD)
@@ -36,8 +41,8 @@ def from_model(model: FLModel) -> tuple[dict[str, Any], bytes]:
         raise SignatureError("not a Cordon message: want params {payload} and meta.cordon")
     if not isinstance(payload, np.ndarray) or payload.dtype != np.uint8 or payload.ndim != 1:
         raise SignatureError("payload is not a one-dimensional uint8 array")
-    if payload.size > MAX_PAYLOAD:
-        raise SignatureError(f"payload is larger than {MAX_PAYLOAD} bytes")
+    if payload.size > limit:
+        raise SignatureError(f"payload is larger than {limit} bytes")
     return parts, payload.tobytes()
 
 
@@ -49,4 +54,12 @@ def nonce(parts: dict[str, Any]) -> bytes:
         raise SignatureError("the message holds no challenge") from error
     if len(value) != NONCE_BYTES:
         raise SignatureError(f"challenge has {len(value)} bytes, want {NONCE_BYTES}")
+    return value
+
+
+def policy_digest(parts: dict[str, Any]) -> str:
+    """The digest of the attestation policy by which the asker will judge; it goes into a signed statement as it is."""
+    value = parts.get("policy_digest")
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise SignatureError("the message names no policy digest")
     return value

@@ -37,9 +37,10 @@ from cordon.data.reference import read_reference
 from cordon.errors import AttestError, ConfigError, SignatureError, UpdateRejected
 from cordon.evaluation import auc_and_accuracy
 from cordon.flare import codec, plan
-from cordon.flare.executors import ATTEST_TASK, TRAIN_TASK, job_context, load_job
+from cordon.flare.executors import ATTEST_TASK, TRAIN_TASK
 from cordon.flare.kit import Kit, load_kit
 from cordon.flare.persistor import MODEL_FILE
+from cordon.flare.session import job_context, load_job
 from cordon.report.events import EVENTS_FILE, EventLog
 from cordon.robust.rules import RULES
 
@@ -59,6 +60,8 @@ class Peer:
     nonce: bytes = b""  # the open challenge, if there is one
     challenged_at: float = 0.0  # monotonic seconds
     signing_key: signing.PublicKey | None = None
+    out: bool = False  # excluded, and said so
+    version: int = -1  # the last model that it has certainly seen
     evidence: dict[str, Any] | None = None
     """The coordinator's own evidence for this site's challenge, sent along until the site has used it."""
 
@@ -152,9 +155,11 @@ class Run:
             dp_event=plan.round_event(job),
             rule=RULES[args.rule],
         )
+        self.links = [messages.sha256(messages.pack("w", initial))]  # payload digest of each version
         self.issued_at: dict[str, float] = {}  # ticket -> monotonic seconds
         self.reference = _reference(kit, features)
         self.model_file = run_dir / MODEL_FILE
+        self.max_payload = messages.max_payload(self.layout.size)
         self.log = EventLog(run_dir / EVENTS_FILE, time.monotonic)
 
     def train(self) -> None:
@@ -166,13 +171,9 @@ class Run:
         deadline = time.monotonic() + self.kit.attest_policy.max_age_s
         while not self.flare.abort_signal.triggered:
             for kind, site, what in self._arrivals():
-                if site not in self.peers:
-                    self.flare.warning(f"ignoring {kind} from {site}: not a site of this job")
-                elif self.peers[site].nonce and kind in ("result", "error"):  # the challenge is still open
+                if kind in ("result", "error"):
                     awaited.discard(site)
-                    self._admit(self.peers[site], kind, what)
-                else:
-                    self._judge(self.peers[site], kind, what)
+                self._take(kind, site, what)
                 if self.state.ready():  # at once: sites send at the same ticks, so more may wait in the same batch
                     self._apply()
             if time.monotonic() > deadline:
@@ -182,7 +183,9 @@ class Run:
             now = time.monotonic()
             for ticket in self.state.expired(now):
                 self._lose(ticket.site, f"no answer within {self.job.controller.ticket_timeout_s:.0f} s")
-            reason = None if awaited else self.state.finished()
+            # While evidence is awaited, only the last planned version ends the job: more sites may still come.
+            done = not awaited or self.state.version >= self.job.controller.versions
+            reason = self.state.finished() if done else None
             if reason is not None:
                 self.log.write("done", versions=self.state.version, reason=reason)
                 self.flare.info(f"done after {self.state.version} versions: {reason}")
@@ -191,6 +194,21 @@ class Run:
                 if self.peers[site].signing_key is not None:
                     self._issue(self.peers[site], now)
         self.log.write("done", versions=self.state.version, reason="aborted")
+
+    def _take(self, kind: str, site: str, what: Any) -> None:
+        """One arrival. Whatever a site makes of its message, it ends that site's part and not the job."""
+        peer = self.peers.get(site)
+        if peer is None:
+            self.flare.warning(f"ignoring {kind} from {site}: not a site of this job")
+            return
+        try:
+            if peer.nonce and kind in ("result", "error"):  # the challenge is still open
+                self._admit(peer, kind, what)
+            else:
+                self._judge(peer, kind, what)
+        except Exception as error:
+            self.flare.exception(f"a message of {site} could not be judged")
+            self._lose(site, f"internal error while judging its message ({type(error).__name__}); see the job's log")
 
     def close(self) -> None:
         """Nothing more is written."""
@@ -235,7 +253,7 @@ class Run:
                 "steps": dp.steps,
                 "clip_norm": dp.clip_norm,
                 "unit": dp.unit,
-                "expected_batch": dp.expected_batch,
+                "expected_batch_size": dp.expected_batch_size,
             },
             delta=dp.delta,
             trust=TRUST[args.privacy],
@@ -259,7 +277,7 @@ class Run:
             self._lose(peer.name, f"no evidence: error inside the site ({what}); its own log has the details")
             return
         try:
-            parts, _ = codec.from_model(what)
+            parts, _ = codec.from_model(what, limit=0)
             appraisal = appraise(
                 parts.get("evidence"),
                 nonce=nonce,
@@ -278,7 +296,7 @@ class Run:
                 return
             peer.evidence = make_evidence(
                 self.kit.attester,
-                job_context(self.kit, self.job, self.job_id, self.kit.name, _text(parts.get("policy_digest"))),
+                job_context(self.kit, self.job, self.job_id, self.kit.name, codec.policy_digest(parts)),
                 codec.nonce(parts),
                 self.keys,
                 self.kit.mtls_key,
@@ -286,7 +304,7 @@ class Run:
             peer.signing_key = key
             self.state.returned(peer.name)  # where its answer came after the job stopped waiting for it
         except (AttestError, SignatureError) as error:
-            self.flare.warning(f"{peer.name} is not admitted: {error}")
+            self.flare.warning(f"{peer.name} is not admitted: {str(error)[:300]}")
             self._out(peer.name, "attestation_failed")
 
     def _judge(self, peer: Peer, kind: str, what: Any) -> None:
@@ -303,7 +321,7 @@ class Run:
         if peer.signing_key is None:
             return
         try:
-            parts, payload = codec.from_model(what)
+            parts, payload = codec.from_model(what, limit=self.max_payload)
             if "refusal" in parts:
                 self._refused(peer.name, parts["refusal"], peer.signing_key)
                 return
@@ -327,7 +345,7 @@ class Run:
             # A slow site answers a ticket that was given up: it lives, so it may have another.
             self.state.returned(peer.name)
             return
-        peer.evidence = None
+        peer.evidence, peer.version = None, header.base_version
         self.log.write(
             "update",
             site=peer.name,
@@ -344,12 +362,13 @@ class Run:
         self._rejected(peer, error, ticket)
 
     def _rejected(self, peer: Peer, error: UpdateRejected, ticket: str) -> None:
-        faults = len(self.state.faults.get(peer.name, []))
+        faults = len(self.state.faults[peer.name])
         self.log.write(
             "rejected", site=peer.name, ticket=ticket[:64], reason=error.code, detail=error.detail[:300], faults=faults
         )
-        self.flare.warning(f"update of {peer.name} rejected: {error}")
-        if peer.name in self.state.excluded:
+        self.flare.warning(f"update of {peer.name} rejected: {str(error)[:300]}")
+        if peer.name in self.state.excluded and not peer.out:
+            peer.out = True
             self.log.write("excluded", site=peer.name, reason=f"{faults} faults, last {error.code}")
 
     def _refused(self, site: str, envelope: Any, key: signing.PublicKey) -> None:
@@ -380,7 +399,10 @@ class Run:
             layout_digest=self.layout.digest,
             payload_sha256=messages.sha256(payload),
         )
-        parts: dict[str, Any] = {"model": messages.sign(self.keys.signing_key, header)}
+        parts: dict[str, Any] = {
+            "model": messages.sign(self.keys.signing_key, header),
+            "links": {"after": peer.version, "sha256": self.links[peer.version + 1 :]},
+        }
         if peer.evidence is not None:
             parts["evidence"] = peer.evidence
         self.log.write("ticket", site=peer.name, ticket=ticket.id, version=ticket.version)
@@ -388,6 +410,7 @@ class Run:
 
     def _apply(self) -> None:
         version = self.state.apply()
+        self.links.append(messages.sha256(messages.pack("w", self.state.model)))
         arrays = self.layout.unflatten(self.state.model)
         self.flare.save_model(FLModel(params_type=ParamsType.FULL, params=arrays))
         auc = accuracy = None
@@ -407,12 +430,6 @@ class Run:
 
     def _send(self, task: str, model: FLModel, site: str) -> None:
         self.flare.send_model(task_name=task, data=model, targets=[site], callback=self.flare._receive)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 128:
-        raise SignatureError("policy_digest is missing or not text")
-    return value
 
 
 def _reference(kit: Kit, features: FeatureContract) -> tuple[Any, Any] | None:

@@ -6,6 +6,7 @@ Runs in the site's parent process, before any job process exists. What it return
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ class SiteAppDeployer(AppDeployer):
             check(kit, jobs.from_app_zip(name, app_data))
         except CordonError as error:
             return f"{fl_ctx.get_identity_name()} refuses job {name!r}: {error}"
+        except Exception:  # a gate that stumbles stays shut; the details are for the site's own log
+            logging.getLogger(__name__).exception(f"job {name!r} could not be judged")
+            return f"{fl_ctx.get_identity_name()} refuses job {name!r}: it could not be judged (see the site's log)"
         return super().deploy(workspace, job_id, job_meta, app_name, app_data, fl_ctx) or ""
 
 

@@ -137,6 +137,7 @@ def load_kit(root: Path, now: datetime) -> Kit:
         judged_by = documents.load(path, AttestationPolicy)
 
     check_profile(judged_by, agreed, path)
+    check_verifiable(judged_by, path)
     roots = _software_root(judged_by, path)
     return Kit(
         root=root,
@@ -166,9 +167,13 @@ def check_site_policy(policy: SitePolicy, name: str, agreed: StudyContract, path
 
 
 def check_profile(policy: AttestationPolicy, agreed: StudyContract, path: Path) -> None:
-    """ConfigError unless the attestation policy is of the study's profile and can be judged by this version."""
+    """ConfigError unless the attestation policy is of the study's profile."""
     if policy.profile != agreed.profile:
         raise ConfigError(f"{path}: profile {policy.profile}, the study's is {agreed.profile}")
+
+
+def check_verifiable(policy: AttestationPolicy, path: Path) -> None:
+    """ConfigError unless this version can judge every type of evidence that the policy accepts."""
     hardware = [kind for kind in policy.evidence if kind != "software"]
     if hardware:
         raise ConfigError(

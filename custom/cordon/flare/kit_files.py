@@ -62,7 +62,11 @@ AUTHORIZATION = {
         },
     },
 }
-"""Who may do what. No role brings code, none reads a host's files over the console, leads fetch their own results."""
+"""Who may do what over the console. No role brings code, leads fetch their own results.
+
+FLARE checks it at the coordinator; a site checks it only for senders that ask to be checked, so it binds an honest
+coordinator. What a site does on anybody's request is bounded by ``gates``.
+"""
 
 
 def write_components(local: Path, config: CCConfig, hospital: bool) -> None:

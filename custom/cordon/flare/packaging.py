@@ -16,7 +16,7 @@ from cordon.attest import policy as attestation
 from cordon.attest.policy import AttestationPolicy
 from cordon.data import contract
 from cordon.errors import ConfigError
-from cordon.flare.kit import CoordinatorConfig, check_site_policy
+from cordon.flare.kit import CoordinatorConfig, check_profile, check_site_policy
 from cordon.site import policy as site_policy
 from cordon.site.policy import SitePolicy
 from cordon.study import StudyContract
@@ -55,7 +55,7 @@ def pack_hospital(
     policy = documents.load_signed(path, SitePolicy, site_policy.SCHEMA, keys, now)
     check_site_policy(policy, name, agreed, path)
     judged_by = documents.load_signed(policy_path, AttestationPolicy, attestation.SCHEMA, keys, now)
-    _check_profile(judged_by, policy_path, agreed)
+    check_profile(judged_by, agreed, policy_path)
     _copy(folder / "study.yml", local / "study.yml")
     _copy(path, local / "cordon.yml")
     _copy(policy_path, _inside(local, policy.attestation.policy, path))
@@ -80,15 +80,10 @@ def pack_coordinator(folder: Path, policy_path: Path, local: Path, agreed: Study
         raise ConfigError(f"{path}: is of {config.name}, the study's coordinator is {agreed.coordinator.name}")
     if config.evaluation.source is not None and agreed.evaluation.kind == "none":
         raise ConfigError(f"{path}: has evaluation data, the study contract allows none")
-    _check_profile(documents.load(policy_path, AttestationPolicy), policy_path, agreed)
+    check_profile(documents.load(policy_path, AttestationPolicy), agreed, policy_path)
     _copy(folder / "study.yml", local / "study.yml")
     _copy(path, local / "coordinator.yml")
     _copy(policy_path, _inside(local, config.attestation.policy, path))
-
-
-def _check_profile(policy: AttestationPolicy, path: Path, agreed: StudyContract) -> None:
-    if policy.profile != agreed.profile:
-        raise ConfigError(f"{path}: profile {policy.profile}, the study's is {agreed.profile}")
 
 
 def _inside(local: Path, name: str, said_in: Path) -> Path:

@@ -15,15 +15,7 @@ from cordon.site.policy import judge
 
 def round_event(job: Job) -> DPEvent:
     """The mechanism of one round of ``job``."""
-    dp = job.executor.dp
-    return DPEvent(
-        mechanism="poisson_subsampled_gaussian",
-        noise_multiplier=dp.noise_multiplier,
-        sampling_rate=dp.sampling_rate,
-        steps=dp.steps,
-        clip_norm=dp.clip_norm,
-        unit=dp.unit,
-    )
+    return DPEvent.of(job.executor.dp)
 
 
 def feature_contract(job: Job) -> FeatureContract:

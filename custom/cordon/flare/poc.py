@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import psutil
 import yaml
+from nvflare.apis.job_def import JobMetaKey
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from cordon.errors import ConfigError, CordonError, PortInUse
@@ -30,6 +30,11 @@ DRIVER_VARIABLE = "CORDON_POC_DRIVER"
 STARTUP_TIMEOUT_S = 90
 LEAD = "lead@cordon.example"
 BUILDER = "cordon.flare.provision.CordonBuilder"
+
+# Keys of FLARE's record of a job (``Session.get_job_meta``).
+STATUS = JobMetaKey.STATUS.value
+DEPLOY_DETAIL = JobMetaKey.JOB_DEPLOY_DETAIL.value
+SCHEDULE_HISTORY = JobMetaKey.SCHEDULE_HISTORY.value
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,6 @@ class Poc:
             with contextlib.suppress(OSError):
                 (self.kit(name) / "shutdown.fl").touch()
         _end(self.processes, grace_s)
-
-    def remove(self) -> None:
-        """Delete workspace and home, private keys included."""
-        shutil.rmtree(self.workspace, ignore_errors=True)
-        shutil.rmtree(self.home, ignore_errors=True)
 
 
 def prepare(template: Path, folder: Path, port: int | None = None) -> Poc:

@@ -47,7 +47,6 @@ def make(
     server: str,
     certificates: Mapping[str, str],
     state: Path,
-    now: datetime,
 ) -> Made:
     """Fill and sign every document of the study.
 
@@ -107,15 +106,11 @@ def make(
 
 def write_tee(state: Path, local: Path, participant: str, now: datetime) -> None:
     """A software TEE key for ``participant`` and the workspace's root certificate, into the kit's ``local`` folder."""
-    key_path, certificate_path = state / KEYS / "software_tee_root.key", state / KEYS / "software_tee_root.pem"
-    if key_path.exists():
-        key = signing.load_private_key(documents.read_bytes(key_path))
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigError(f"{key_path}: not an Ed25519 key")
+    key, certificate_path = _key(state, "software_tee_root"), state / KEYS / "software_tee_root.pem"
+    if certificate_path.exists():
         root = software.Issued(software.load_certificate(documents.read_bytes(certificate_path)), key)
     else:
-        root = software.make_root(state.parent.name, now)
-        _write_private(key_path, root.key_pem)
+        root = software.make_root(state.parent.name, now, key=key)
         certificate_path.write_bytes(root.certificate_pem)
     tee = software.issue(root, participant, now)
     folder = local / SOFTWARE_TEE

@@ -9,6 +9,7 @@ certificates) and before SignatureBuilder (which signs what it wrote)::
 ``profile: poc`` (``nvflare poc prepare``) makes all keys, fills the templates and signs for everybody. ``production``
 packages only what the hospitals signed. The first ``nvflare provision``, while there is no study contract yet, issues
 certificates and nothing that could start; the contract names them, the hospitals sign it, the second run makes kits.
+``unsafe_containers: true`` beside ``profile: poc`` makes POC kits by ``nvflare provision`` (docker/project.yml).
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class CordonBuilder(Builder):
 
     Args:
         profile: poc | production; must fit the command (``nvflare poc prepare`` | ``nvflare provision``).
+        unsafe_containers: lets profile poc be provisioned by ``nvflare provision``, for containers on one machine: POC
+            keys, software evidence.
         documents: folder with ``study.yml``, ``coordinator.yml``, ``<hospital>.yml`` (site policy) and
             ``mappings/<hospital>.yml``; for production each hospital's file with its ``.sig``.
         contracts: feature contracts whose digests a POC study allows; production lists them in the signed study.
@@ -61,10 +64,16 @@ class CordonBuilder(Builder):
     """
 
     def __init__(
-        self, profile: str, documents: str, contracts: list[str] | None = None, base: str | None = None
+        self,
+        profile: str,
+        documents: str,
+        contracts: list[str] | None = None,
+        base: str | None = None,
+        unsafe_containers: bool = False,
     ) -> None:
         super().__init__()
         self.profile = profile
+        self.unsafe_containers = unsafe_containers
         self.documents = documents
         self.contracts = contracts or []
         self.base = base
@@ -73,11 +82,7 @@ class CordonBuilder(Builder):
     @_fail_closed
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
         """Read every cc_config before anything is made."""
-        if PROFILES.get(self.profile) != ctx.get_provision_mode():
-            raise ConfigError(
-                f"profile {self.profile!r} does not fit this command: poc is for `nvflare poc prepare`, "
-                "production for `nvflare provision`"
-            )
+        self._check_mode(ctx.get_provision_mode())
         if project.get_relays():
             raise ConfigError("relays are not supported: evidence is exchanged between coordinator and hospitals")
         for participant in _attested(project):
@@ -114,9 +119,9 @@ class CordonBuilder(Builder):
                 server=project.get_server().name,
                 certificates=certificates,
                 state=Path(ctx.get_state_dir()),
-                now=now,
             )
             folder, policies = made.folder, made.policies
+            _name_coordinator(folder / "coordinator.yml", project.get_server().name)
         agreed = packaging.check_study(folder, self.profile, project.get_server().name, certificates, now)
 
         for participant in _attested(project):
@@ -158,6 +163,17 @@ class CordonBuilder(Builder):
             "(cordon sign --as study), put it there with the signed site policies, and run this command again."
         )
 
+    def _check_mode(self, mode: str) -> None:
+        """ConfigError unless the profile fits the command that runs."""
+        if self.unsafe_containers not in (True, False) or (self.unsafe_containers and self.profile != "poc"):
+            raise ConfigError("unsafe_containers is true or false, and true with profile poc only")
+        wanted = ProvisionMode.NORMAL if self.unsafe_containers else PROFILES.get(self.profile)
+        if wanted != mode:
+            raise ConfigError(
+                f"profile {self.profile!r} does not fit this command: poc is for `nvflare poc prepare`, production for "
+                "`nvflare provision`, and so is poc with unsafe_containers, for containers on one machine"
+            )
+
     def _certificates_only(self) -> bool:
         return self.profile == "production" and not (self._resolve(self.documents) / "study.yml").exists()
 
@@ -178,6 +194,12 @@ def project_folder(arguments: list[str]) -> Path:
 def _attested(project: Project) -> list[Participant]:
     """The participants that run jobs, coordinator first."""
     return [project.get_server(), *project.get_clients()]
+
+
+def _name_coordinator(path: Path, name: str) -> None:
+    """Put the server's name into the POC coordinator config: one template serves projects that call it differently."""
+    tree = documents.load(path, dict)
+    path.write_text(yaml.safe_dump({**tree, "name": name}, sort_keys=False))
 
 
 def _certificate(participant: Participant, ctx: ProvisionContext) -> str:

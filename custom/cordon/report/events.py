@@ -53,7 +53,7 @@ class DPMechanism(Document, frozen=True, kw_only=True):
     steps: int
     clip_norm: float
     unit: Text
-    expected_batch: float | None = None
+    expected_batch_size: float | None = None
 
 
 class JobStarted(_Event, frozen=True, kw_only=True, tag="job"):

@@ -23,7 +23,6 @@ def test_fedavg_is_lr_times_the_aggregate_and_has_no_memory(updates: list[np.nda
     optimizer = make(args("FedAvg"))
     for update in updates:
         assert np.allclose(optimizer.step(update), 0.3 * update)
-    assert optimizer.state_dict() == {}
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedYogi"])
@@ -56,30 +55,13 @@ def test_step_is_bounded_after_the_optimiser(name: str, updates: list[np.ndarray
 
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedYogi"])
-@given(updates=sequences)
-def test_a_restored_state_goes_on_the_same(name: str, updates: list[np.ndarray]) -> None:
-    one, two = make(args(name)), make(args(name))
-    for update in updates:
-        one.step(update)
-    two.load_state_dict(one.state_dict())
-    assert np.array_equal(one.step(updates[0]), two.step(updates[0]))
-
-
-@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedYogi"])
 def test_a_nan_is_refused_and_leaves_the_state_alone(name: str) -> None:
-    optimizer = make(args(name))
-    optimizer.step(np.ones(2))
-    before = optimizer.state_dict()
+    spared, struck = make(args(name)), make(args(name))
+    spared.step(np.ones(2))
+    struck.step(np.ones(2))
     with pytest.raises(ConfigError, match="finite"):
-        optimizer.step(np.array([1.0, np.nan]))
-    after = optimizer.state_dict()
-    assert before.keys() == after.keys()
-    assert all(np.array_equal(before[key], after[key]) for key in before)
-
-
-def test_an_unknown_state_is_refused() -> None:
-    with pytest.raises(ConfigError, match="state"):
-        make(args("FedAdam")).load_state_dict({"m": np.zeros(1)})
+        struck.step(np.array([1.0, np.nan]))
+    assert np.array_equal(struck.step(np.ones(2)), spared.step(np.ones(2)))
 
 
 @given(st.integers(0, 10_000))

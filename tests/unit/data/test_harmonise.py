@@ -184,12 +184,3 @@ def test_mappings_that_do_not_fit(change, match, tmp_path):
 def test_unknown_connector(tmp_path):
     with pytest.raises(MappingError, match="no connector 'xlsx'; there are csv, fhir"):
         load_patients(CONTRACT, MAPPING, "xlsx", tmp_path)
-
-
-def test_dataset_carries_the_patient():
-    from cordon.data.datasets import PatientDataset
-
-    patients, _ = harmonise(CONTRACT, MAPPING, Options(), [*whole("a"), *whole("b", label="no")])
-    dataset = PatientDataset(patients)
-    x, y, pid = dataset[1]
-    assert (len(dataset), x.tolist(), y.item(), pid) == (2, [0.0, -3.0], 0.0, 1)

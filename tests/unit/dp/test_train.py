@@ -20,7 +20,7 @@ PLAN = DPPlan(
     sampling_rate=0.5,
     steps=1,
     clip_norm=1.0,
-    expected_batch=20.0,
+    expected_batch_size=20.0,
     delta=1e-5,
     unit="patient",
 )
@@ -54,7 +54,7 @@ def rounds(n: int, p: DPPlan, lr: float, count: int, features: int = FEATURES) -
 
 
 def test_noise_is_sigma_c_over_expected_batch_times_lr() -> None:
-    p = plan(noise_multiplier=3.0, clip_norm=0.5, expected_batch=10.0)
+    p = plan(noise_multiplier=3.0, clip_norm=0.5, expected_batch_size=10.0)
     draws = rounds(40, p, lr=0.2, count=10, features=2000)
     expected = 0.2 * 3.0 * 0.5 / 10.0
     assert draws.std() == pytest.approx(expected, rel=0.03)  # 20010 draws: standard error 0.5 %
@@ -64,7 +64,7 @@ def test_noise_is_sigma_c_over_expected_batch_times_lr() -> None:
 @pytest.mark.parametrize("n", [0, 1, 127, 128, 500])
 def test_noise_does_not_tell_how_many_patients(n: int) -> None:
     """Opacus issue 819: there the normaliser int(n q) and q = 1/len(loader) gave 127 and 128 patients away."""
-    p = plan(noise_multiplier=5.0, expected_batch=32.0, sampling_rate=0.25)
+    p = plan(noise_multiplier=5.0, expected_batch_size=32.0, sampling_rate=0.25)
     draws = rounds(n, p, lr=1.0, count=4, features=2000)
     assert draws.std() == pytest.approx(5.0 / 32.0, rel=0.04)  # 8004 draws: standard error 0.8 %
     assert np.array_equal(draws, rounds(64, p, lr=1.0, count=4, features=2000))  # no function of the size at all
@@ -78,7 +78,7 @@ def test_steps_add_up() -> None:
 def test_one_patient_moves_a_step_by_at_most_the_clip() -> None:
     x, y = patients(40)
     x *= 1000.0  # gradients far over the clip
-    p = plan(noise_multiplier=1e-9, sampling_rate=1.0, clip_norm=0.7, expected_batch=20.0)
+    p = plan(noise_multiplier=1e-9, sampling_rate=1.0, clip_norm=0.7, expected_batch_size=20.0)
     whole = train_round(net(), x, y, p, 0.5, unsafe_seed=1)
     for without in (0, 7, 39):
         rest = np.delete(np.arange(40), without)
@@ -90,7 +90,7 @@ def test_one_patient_moves_a_step_by_at_most_the_clip() -> None:
 def test_small_gradients_are_not_clipped_and_the_step_is_the_gradient() -> None:
     x, y = patients(40)
     module = net()
-    p = plan(noise_multiplier=1e-9, sampling_rate=1.0, clip_norm=1e3, expected_batch=8.0)
+    p = plan(noise_multiplier=1e-9, sampling_rate=1.0, clip_norm=1e3, expected_batch_size=8.0)
     delta = train_round(module, x, y, p, 0.5, unsafe_seed=1)
     parameters = models.layout_of(module).unflatten(models.get_vector(module))
     logits = x @ parameters["output.weight"][0] + parameters["output.bias"]
@@ -105,7 +105,7 @@ def test_sampling_is_poisson_of_the_plan_s_rate() -> None:
     models.set_vector(module, np.array([-100.0, 0.0], np.float32))  # probability 0; label 1: gradient -1 on the bias
     n, q, count = 50, 0.3, 400
     x, y = np.zeros((n, 1), np.float32), np.ones(n, np.float32)
-    p = plan(noise_multiplier=1e-9, sampling_rate=q, expected_batch=1.0)
+    p = plan(noise_multiplier=1e-9, sampling_rate=q, expected_batch_size=1.0)
     drawn = np.array([train_round(module, x, y, p, 1.0, unsafe_seed=seed)[0] for seed in range(count)])
     assert np.allclose(drawn, drawn.round(), atol=1e-2)
     assert drawn.mean() == pytest.approx(n * q, abs=5 * np.sqrt(n * q * (1 - q) / count))
@@ -122,7 +122,7 @@ def test_one_bad_row_moves_a_step_by_no_more_than_any_other(value: float, hidden
     x[0] = value
     bad = train_round(net(hidden_channels=hidden), x, y, p, 0.5, unsafe_seed=3)
     assert np.isfinite(bad).all()
-    assert np.linalg.norm(bad - without) <= 0.5 * p.clip_norm / p.expected_batch * (1 + 1e-4)
+    assert np.linalg.norm(bad - without) <= 0.5 * p.clip_norm / p.expected_batch_size * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("hidden", [[], [4]])
@@ -203,7 +203,9 @@ def test_it_learns() -> None:
     x, y = patients(200)
     module = net()
     w = models.get_vector(module)
-    delta = train_round(module, x, y, plan(noise_multiplier=1.0, steps=20, expected_batch=100.0), 1.0, unsafe_seed=0)
+    delta = train_round(
+        module, x, y, plan(noise_multiplier=1.0, steps=20, expected_batch_size=100.0), 1.0, unsafe_seed=0
+    )
     models.set_vector(module, w + delta)
     layout = models.layout_of(module).unflatten(w + delta)
     right = ((x @ layout["output.weight"][0] + layout["output.bias"] > 0) == (y > 0.5)).mean()
@@ -223,3 +225,24 @@ def test_clip_update_bounds_the_norm_and_keeps_the_direction(delta: np.ndarray, 
         assert np.array_equal(clipped, delta)
     else:
         assert np.allclose(clipped, delta * (bound / norm), rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e10, 1e18, 3e37])
+@pytest.mark.parametrize("clip_norm", [1e-3, 1.0, 1e3])
+def test_one_patient_counts_for_no_more_than_the_clip_norm_at_any_scale(scale, clip_norm):
+    """Float32 norms and factors would round at the edges; the noise is made for exactly C."""
+    module = models.build("FullyConnectedNet", {"hidden_channels": []}, 30)
+    models.set_vector(module, np.zeros(31, np.float32))
+    plan = DPPlan(
+        noise_multiplier=1e-3,
+        sampling_rate=1.0,
+        steps=1,
+        clip_norm=clip_norm,
+        expected_batch_size=1.0,
+        delta=1e-5,
+        unit="patient",
+    )
+    x = np.full((1, 30), scale, np.float32)
+    delta = train_round(module, x, np.ones(1, np.float32), plan, 1.0, unsafe_seed=0)
+    noise = 1e-3 * clip_norm * 8  # norm of 31 draws of sigma C: about 5.6, never over 8
+    assert np.linalg.norm(delta.astype(np.float64)) <= clip_norm * (1 + 1e-5) + noise

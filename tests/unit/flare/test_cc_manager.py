@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,11 @@ from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
 from nvflare.private.defs import ClientRegSession, ClientType, InternalFLContextKey, new_cell_message
+from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 
+from cordon.attest import verifier as attest_verifier
 from cordon.errors import AttestError
+from cordon.flare import gates
 from cordon.flare.cc_manager import AUDIT_FILE, CHANNEL, EXIT_BAD_KIT, CordonCCManager
 
 HOSPITALS = ("hospital-a", "hospital-b")
@@ -51,11 +55,22 @@ class Network:
     def __init__(self):
         self.callbacks, self.connected, self.asked = {}, [], []
         self.tamper = {}
+        self.cells = {}
 
     def engine(self, name):
         network = self
 
         class Cell:
+            def __init__(self):
+                self.core_cell = self
+                self.filters = []
+
+            def get_fqcn(self):
+                return name
+
+            def add_incoming_filter(self, channel, topic, cb):
+                self.filters.append((channel, topic, cb))
+
             def register_request_cb(self, channel, topic, cb):
                 assert channel == CHANNEL
                 network.callbacks[name] = cb
@@ -71,9 +86,11 @@ class Network:
                         replies[peer] = make_reply(ReturnCode.TIMEOUT)
                 return replies
 
+        cell = network.cells[name] = Cell()
+
         class Engine:
             def get_cell(self):
-                return Cell()
+                return cell
 
             def get_clients(self):
                 return [Client(name) for name in network.connected]
@@ -104,6 +121,14 @@ def _boot(network, kit, name):
     manager.handle_event(EventType.SYSTEM_BOOTSTRAP, context)
     network.callbacks[name] = manager._answer
     return manager
+
+
+@pytest.fixture(autouse=True)
+def commands(monkeypatch):
+    """The list of a hospital's commands is FLARE's global: each test has its own."""
+    made = list(ClientRequestProcessors.request_processors)
+    monkeypatch.setattr(ClientRequestProcessors, "request_processors", made)
+    return made
 
 
 @pytest.fixture
@@ -165,6 +190,46 @@ def test_a_bad_answer_ends_a_lease_and_is_not_asked_for_again_at_once(federation
     network.asked.clear()
     _resources(server, HOSPITALS)
     assert network.asked == []
+
+
+def test_an_error_while_one_peer_is_judged_costs_only_that_peer(federation, monkeypatch):
+    _, managers, folder = federation
+    server = managers["server"]
+    server._challenge_due()
+    assert all(server.attested(name) for name in HOSPITALS)
+    genuine = attest_verifier.appraise
+
+    def breaks(envelope, **arguments):
+        if arguments["context"].site == "hospital-a":
+            raise ZeroDivisionError("of the judge's own making")
+        return genuine(envelope, **arguments)
+
+    monkeypatch.setattr(attest_verifier, "appraise", breaks)
+    monkeypatch.setattr(server._verifier, "due", lambda peer, now: True)
+    server._challenge_due()  # hospital-a is judged first
+    assert not server.attested("hospital-a")
+    assert server.attested("hospital-b")
+    last = {line["peer"]: line for line in _audit(folder, "server")}
+    assert last["hospital-a"]["verdict"] == "fail"
+    assert last["hospital-a"]["codes"] == [
+        ["internal_error", "fail", "ZeroDivisionError while its evidence was judged"]
+    ]
+    assert last["hospital-b"]["verdict"] == "pass"
+    monkeypatch.undo()
+    assert not server._verifier.due("hospital-a", datetime.now(UTC))  # and it is not asked again at once
+
+
+def test_the_gates_are_up_before_anybody_can_ask(federation, commands):
+    network, _, _ = federation
+    for name in ("server", *HOSPITALS):
+        assert [(channel, topic) for channel, topic, _ in network.cells[name].filters] == [("*", "*")]
+    assert {topic for each in commands for topic in each.get_topics()} == gates.SITE_COMMANDS
+
+
+def test_the_coordinator_keeps_the_commands_of_its_own_process(kits, tmp_path, commands):
+    before = list(commands)
+    _boot(Network(), shutil.copytree(kits / "server", tmp_path / "server"), "server")
+    assert commands == before
 
 
 def test_silence_ends_no_lease_and_gives_none(federation, monkeypatch):
