@@ -47,6 +47,8 @@ class _StrictLoader(yaml.SafeLoader):
 def read_bytes(path: Path, limit: int = MAX_DOCUMENT) -> bytes:
     """The bytes of ``path``, at most ``limit``; ConfigError names the file and the reason."""
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would block or never end
+            raise ConfigError(f"{path}: not a regular file")
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except OSError as error:

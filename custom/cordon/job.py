@@ -230,7 +230,9 @@ def _config(data: bytes, schema: type[T], what: str) -> T:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{what}: not UTF-8 text") from error
     except (ValueError, RecursionError) as error:  # json's and msgspec's own errors are ValueErrors
-        raise ConfigError(f"{what}: {error}") from error
+        raise ConfigError(
+            f"{what}: {error} (a job has AsyncController, SafetensorsPersistor and DPTrainExecutor, and nothing else)"
+        ) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

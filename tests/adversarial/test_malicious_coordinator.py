@@ -232,6 +232,14 @@ def test_a_version_that_goes_back(admitted, trained):
     _refused(admitted, admitted.model(), "bad_message", trained, 2)
 
 
+def test_a_version_that_goes_back_under_the_newest_head(admitted, trained):
+    """The site would count its version down and could be led over the same number twice."""
+    admitted.next_version()
+    assert said(admitted.train(admitted.model())) == ""
+    links = {"after": -1, "sha256": admitted.links[:1]}
+    _refused(admitted, admitted.model(version=0, links=links), "bad_message", trained, 2)
+
+
 def test_a_next_version_that_does_not_continue(admitted, trained):
     admitted.next_version()
     _refused(admitted, admitted.model(model_chain_head="2" * 64), "bad_message", trained, 1)

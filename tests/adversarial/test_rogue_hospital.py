@@ -309,10 +309,7 @@ def test_a_site_is_excluded_once(federate, quick):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            "a privacy mode of a megabyte",
-            marks=pytest.mark.xfail(reason="coordinator.py: the detail quotes the mode unescaped", strict=True),
-        ),
+        "a privacy mode of a megabyte",
         "update is text",
     ],
 )

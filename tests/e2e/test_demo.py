@@ -70,7 +70,7 @@ def test_demo_trains_reports_and_leaves_nothing_behind(repo_root, tmp_path, temp
     for name, site in metrics["sites"].items():
         assert set(site) == {
             "role", "source", "updates", "mean_staleness", "epsilon", "epsilon_replace_one", "delta", "unit",
-            "attested", "rejected", "reasons",
+            "attested", "rejected", "reasons", "status",
         }  # fmt: skip
         assert 0 < site["epsilon"] <= 3
         assert site["delta"] == 1e-5 and site["unit"] == "patient"
@@ -79,7 +79,7 @@ def test_demo_trains_reports_and_leaves_nothing_behind(repo_root, tmp_path, temp
             assert site["role"] == "honest" and site["rejected"] == 0 and site["updates"] >= 2
             assert 1.5 * site["epsilon"] < site["epsilon_replace_one"]
     attacker = metrics["sites"]["hospital-e"]
-    assert attacker["role"] == "malicious (on purpose)"
+    assert attacker["role"] == "malicious (on purpose)" and attacker["status"] == "excluded"
     assert (attacker["updates"], attacker["rejected"], attacker["reasons"]) == (0, 2, {"over_norm_bound": 2})
     assert metrics["auc"] > 0.94  # .96 is what is promised and measured; noise is never seeded, so leave it room here
     assert 0.97 < metrics["auc_centralised"] <= 1.0 and set(metrics["auc_local"]) == set(SITES[:4])

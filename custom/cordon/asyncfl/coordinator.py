@@ -181,7 +181,7 @@ class Coordinator:
         if header.layout_digest != self._layout_digest:
             raise self.fault(site, "bad_layout", "layout digest differs from the job's model")
         if header.privacy != self.args.privacy or header.dp_event != self._dp_event:
-            raise self.fault(site, "wrong_privacy", f"says {header.privacy} and {header.dp_event}")
+            raise self.fault(site, "wrong_privacy", f"says {header.privacy[:40]!r} and {header.dp_event}")
         # 3. A vector within the public bounds.
         delta = self._vector(site, header, update)
         if not np.isfinite(delta).all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ def add_parser(sub: Any) -> None:
         description="Provisions a POC federation (coordinator and five sites, one malicious on purpose), trains on the "
         "Wisconsin Diagnostic Breast Cancer measurements, writes runs/<timestamp>/ and cleans up.",
     )
-    demo.add_argument("--job", default="oncology", help="job folder under jobs/ (default: oncology)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of how the patients are divided (default: 0)")
+    demo.add_argument("--job", type=_name, default="oncology", help="job folder under jobs/ (default: oncology)")
+    demo.add_argument("--seed", type=_seed, default=0, help="seed of how the patients are divided (default: 0)")
     demo.add_argument("--out", type=Path, default=None, help="result folder (default: runs/<timestamp>)")
-    demo.add_argument("--port", type=int, default=None, help="port of the POC server (default: a free one)")
+    demo.add_argument("--port", type=_port, default=None, help="port of the POC server (default: a free one)")
     demo.add_argument("--json", action="store_true", help="print metrics.json to stdout; progress goes to stderr")
     demo.set_defaults(run=_demo)
 
@@ -32,8 +33,28 @@ def add_parser(sub: Any) -> None:
     samples.add_argument(
         "workspace", type=Path, help="POC workspace ($NVFLARE_POC_WORKSPACE, default /tmp/nvflare/poc)"
     )
-    samples.add_argument("--seed", type=int, default=0, help="seed of how the patients are divided (default: 0)")
+    samples.add_argument("--seed", type=_seed, default=0, help="seed of how the patients are divided (default: 0)")
     samples.set_defaults(run=_samples)
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
+        raise argparse.ArgumentTypeError(f"want the plain name of a folder under jobs/, got {text!r}")
+    return text
+
+
+def _number(text: str, low: int, high: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"want a number from {low} to {high}, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    return _number(text, 0, 2**32 - 1)
+
+
+def _port(text: str) -> int:
+    return _number(text, 1, 65535)
 
 
 def _demo(args: argparse.Namespace) -> int:

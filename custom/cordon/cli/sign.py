@@ -16,7 +16,7 @@ import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cordon import documents, job, signing, study
+from cordon import documents, job, models, signing, study
 from cordon.attest import policy as attestation
 from cordon.data import contract
 from cordon.errors import ConfigError
@@ -66,7 +66,10 @@ def _keygen(args: argparse.Namespace) -> int:
 
 def _sign(args: argparse.Namespace) -> int:
     schema, name = SIGNED[args.kind]
-    key = signing.load_private_key(documents.read_bytes(args.key))
+    try:
+        key = signing.load_private_key(documents.read_bytes(args.key))
+    except ConfigError as error:
+        raise ConfigError(f"{args.key}: {error}") from error
     documents.load(args.file, schema)
     target = documents.sign_file(args.file, name, key)
     signers = len(json.loads(target.read_text())["signatures"])
@@ -100,13 +103,23 @@ def _job_digest(path: Path) -> str:
     except msgspec.MsgspecError as error:
         raise ConfigError(f"{path / 'meta.json'}: not a JSON object: {error}") from error
     parsed = job.from_folder(str(meta.get("name", "")), path / "app" / "config")
-    documents.parse(parsed.contract, contract.FeatureContract, str(path / "app" / "config" / "contract.yml"))
+    features = documents.parse(
+        parsed.contract, contract.FeatureContract, str(path / "app" / "config" / "contract.yml")
+    ).features
+    models.check(parsed.executor.model, parsed.executor.model_args, len(features))
     return parsed.digest
+
+
+def _coordinator_digest(path: Path) -> str:
+    from cordon.flare.kit import CoordinatorConfig
+
+    return documents.content_digest(documents.load(path, CoordinatorConfig))
 
 
 _CHECKS: dict[str, Callable[[Path], str]] = {
     **{kind: _document_digest(schema) for kind, (schema, _) in SIGNED.items()},
     "contract": _contract_digest,
+    "coordinator": _coordinator_digest,
     "job": _job_digest,
 }
 

@@ -32,7 +32,7 @@ from cordon import job as jobs
 from cordon.demo import baselines, wdbc
 from cordon.demo.kits import fill_kit, site_policy
 from cordon.dp.accounting import epsilon
-from cordon.errors import ConfigError, CordonError
+from cordon.errors import ConfigError, CordonError, PolicyRefused
 from cordon.flare import plan, poc
 from cordon.flare.persistor import MODEL_FILE
 from cordon.report import events
@@ -44,6 +44,7 @@ from cordon.site.policy import SitePolicy
 
 ADMISSION_TIMEOUT_S = 60.0
 JOB_TIMEOUT_S = 1800.0
+MAX_SAID = 400  # characters of a failure in the display; the whole of it ends the command
 MIN_FREE_BYTES = 512 * 1024**2
 SOURCES = {
     "fhir": "HL7 FHIR R4 NDJSON",
@@ -109,10 +110,7 @@ def run_demo(
         known = sorted(path.parent.name for path in (root / "jobs").glob("*/meta.json"))
         raise ConfigError(f"no job {job!r} under {root / 'jobs'}; there are {', '.join(known) or 'none'}")
     parsed = jobs.from_folder(job, folder / "app" / "config")
-    out = (out or root / "runs" / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")).resolve()
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: exists and is not empty; choose another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
+    out = _empty_folder(out or root / "runs" / datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     work = out / "work"
     logging.getLogger("nvflare").setLevel(logging.ERROR)
     rounds = plan.round_event(parsed)
@@ -125,21 +123,24 @@ def run_demo(
     with _interruptible(), view:
         try:
             view.phase("environment", f"Python and packages ready, results in {out}")
-            _check_environment(out)
+            _check_environment(out, root / "runs")
             view.phase("provision", "keys, kits, signed policies")
             federation = poc.prepare(root / "provisioning" / "project.poc.yml", work, port)
             demo = Demo(parsed, folder, seed, out, view, federation)
             try:
                 values = _run(demo, started)
             except BaseException as error:
-                view.fail("interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+                view.fail("interrupted" if isinstance(error, KeyboardInterrupt) else str(error)[:MAX_SAID])
                 raise
             finally:
+                _ignore_signals()  # the cleaning is short and must be whole
                 view.phase("stop", "ending every process, removing keys")
                 federation.stop()
                 _keep_logs(federation, out / "logs")
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                out.rmdir()  # where nothing came of the run
     view.final_table(values)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
     return values
@@ -151,6 +152,17 @@ def repository() -> Path:
         if (folder / "jobs").is_dir() and (folder / "provisioning" / "project.poc.yml").is_file():
             return folder
     raise ConfigError("no jobs/ and provisioning/project.poc.yml here: run the demo from a checkout of Cordon")
+
+
+def _empty_folder(path: Path) -> Path:
+    """``path``, made if need be; ConfigError if it holds something or cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise ConfigError(f"{path}: exists and is not empty; choose another folder with --out")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be a result folder: {error.strerror}") from error
+    return path.resolve()
 
 
 def _run(demo: Demo, started: float) -> dict[str, Any]:
@@ -208,6 +220,8 @@ def _train(demo: Demo) -> Path:
         while True:
             for event in next(follow):
                 view.event(event)
+                if isinstance(event, events.Done):
+                    view.phase("train", f"job {demo.job.name}: trained; FLARE is closing the job")
             if time.monotonic() - asked > 2.0:
                 asked = time.monotonic()
                 _look_for_dead(demo, asked - began)
@@ -226,7 +240,10 @@ def _train(demo: Demo) -> Path:
     )
     found = sorted(download.rglob(EVENTS_FILE))
     if not found or not (found[0].parent / MODEL_FILE).exists():
-        raise CordonError(f"job {job_id} made no model. {_why(meta)} Logs: {demo.out / 'logs'}")
+        refusals = _refusals(demo, meta)
+        if set(refusals) == set(federation.sites):
+            raise PolicyRefused(_grouped(refusals))
+        raise CordonError(f"job {job_id} made no model. {_why(demo, meta)} Logs: {demo.out / 'logs'}")
     return found[0].parent
 
 
@@ -239,18 +256,34 @@ def _look_for_dead(demo: Demo, seconds: float) -> None:
 
 
 def _show_failures(demo: Demo, meta: dict[str, Any]) -> None:
-    """Sites that FLARE could not deploy to, with their own words, in the table."""
+    """Sites that refused the job when FLARE deployed it, with their own words, in the table."""
+    for site, reason in _refusals(demo, meta).items():
+        demo.view.event(events.SiteRefused(t=0.0, site=site, reason=reason[: events.MAX_TEXT]))
+
+
+def _refusals(demo: Demo, meta: dict[str, Any]) -> dict[str, str]:
+    """site -> why it did not take the job, out of FLARE's record of the deployment."""
+    found = {}
     for line in meta.get(poc.DEPLOY_DETAIL, []):
         site, _, reason = str(line).partition(": ")
         if site in demo.federation.sites and reason != "OK":
-            demo.view.event(events.SiteRefused(t=0.0, site=site, reason=reason[: events.MAX_TEXT]))
+            reason = reason.removeprefix("NVFLARE_ERROR: ")
+            found[site] = reason.removeprefix(f"{site} refuses job {demo.job.name!r}: ")
+    return found
 
 
-def _why(meta: dict[str, Any]) -> str:
-    status = meta.get(poc.STATUS, "unknown")
-    details = [str(line) for line in meta.get(poc.DEPLOY_DETAIL, []) if not str(line).endswith("OK")]
+def _grouped(refusals: dict[str, str]) -> list[tuple[str, str]]:
+    """(sites, reason) with each reason once."""
+    by_reason: dict[str, list[str]] = {}
+    for site, reason in refusals.items():
+        by_reason.setdefault(reason, []).append(site)
+    return [(", ".join(sorted(sites)), reason) for reason, sites in by_reason.items()]
+
+
+def _why(demo: Demo, meta: dict[str, Any]) -> str:
+    said = [f"{sites}: {reason}" for sites, reason in _grouped(_refusals(demo, meta))]
     history = [str(line) for line in meta.get(poc.SCHEDULE_HISTORY, [])][-1:]
-    return f"FLARE says {status}. " + " ".join(details + history)
+    return f"FLARE says {meta.get(poc.STATUS, 'unknown')}. " + " ".join(said + history)
 
 
 def _facts(demo: Demo, site: str, log: tuple[events.Event, ...]) -> SiteFacts:
@@ -302,11 +335,14 @@ def _admissions(federation: poc.Poc) -> tuple[str, ...]:
     )
 
 
-def _check_environment(out: Path) -> None:
+def _check_environment(out: Path, runs: Path) -> None:
     free = shutil.disk_usage(out).free
     if free < MIN_FREE_BYTES:
         raise ConfigError(f"{out}: {free // 1024**2} MiB free, the demo wants {MIN_FREE_BYTES // 1024**2}")
+    # What a demo left whose driver was killed: its processes, and the private keys in its workspace.
     poc.reap_orphans()
+    for abandoned in runs.glob("*/work"):
+        poc.remove_abandoned(abandoned)
 
 
 def _sources_of(root: Path) -> dict[str, str]:
@@ -334,6 +370,12 @@ def _silenced() -> Iterator[None]:
         yield
 
 
+def _ignore_signals() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """SIGTERM cleans up like Ctrl-C; a second signal while cleaning up doesn't stop the cleaning."""
@@ -342,8 +384,7 @@ def _interruptible() -> Iterator[None]:
         return
 
     def interrupt(_signal: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _ignore_signals()
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from cordon.errors import ConfigError, CordonError, PortInUse
 WORKSPACE_VARIABLE = "CORDON_POC_WORKSPACE"
 DRIVER_VARIABLE = "CORDON_POC_DRIVER"
 STARTUP_TIMEOUT_S = 90
+DRIVER_FILE = "driver"  # beside a workspace: whose it is
 LEAD = "lead@cordon.example"
 BUILDER = "cordon.flare.provision.CordonBuilder"
 
@@ -63,7 +65,7 @@ class Poc:
             "HOME": str(self.home),
             "NVFLARE_POC_WORKSPACE": str(self.workspace),
             WORKSPACE_VARIABLE: str(self.workspace),
-            DRIVER_VARIABLE: str(os.getpid()),
+            DRIVER_VARIABLE: driver_id(),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "/usr/bin:/bin")]),
             "TMPDIR": str(self.temporary),
             "OMP_NUM_THREADS": "1",
@@ -126,6 +128,7 @@ def prepare(template: Path, folder: Path, port: int | None = None) -> Poc:
         if builder["path"] == BUILDER:  # the copy lies elsewhere: its paths still mean the template's folder
             builder["args"]["base"] = str(template.parent.resolve())
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / DRIVER_FILE).write_text(driver_id())
     file = folder / "project.poc.yml"
     file.write_text(yaml.safe_dump(project, sort_keys=False))
     poc = Poc(
@@ -160,22 +163,54 @@ def check_port(port: int) -> None:
             ) from error
 
 
+def driver_id() -> str:
+    """This process, told apart from a later one with the same pid: ``pid:start time``."""
+    return f"{os.getpid()}:{psutil.Process().create_time()}"
+
+
 def reap_orphans() -> int:
-    """End the processes of federations whose driver no longer lives; returns how many there were."""
+    """End this user's processes of federations whose driver no longer lives, and remove their workspaces.
+
+    Returns:
+        How many processes there were.
+    """
+    folders: set[Path] = set()
 
     def orphans() -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ValueError):
-                driver = process.environ().get(DRIVER_VARIABLE)
-                if driver is not None and process.pid != os.getpid() and not psutil.pid_exists(int(driver)):
-                    found.append(process)
+            with contextlib.suppress(psutil.Error):
+                variables = process.environ()
+                driver = variables.get(DRIVER_VARIABLE)
+                if driver is None or process.pid == os.getpid() or process.uids().real != os.getuid() or _lives(driver):
+                    continue
+                found.append(process)
+                folders.add(Path(variables.get(WORKSPACE_VARIABLE, "")).parent)
         return found
 
     count = len(orphans())
     if count:
         _end(orphans, 2.0)
+    for folder in folders:
+        remove_abandoned(folder)
     return count
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete a workspace's folder, private keys included, if the driver that made it no longer lives."""
+    mark = folder / DRIVER_FILE
+    if mark.is_file() and not _lives(mark.read_text()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(driver: str) -> bool:
+    pid, _, created = driver.partition(":")
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0
+    except psutil.Error:
+        return False
+    except ValueError:
+        return True  # not a mark of ours: hands off
 
 
 def _end(find: Any, grace_s: float) -> None:

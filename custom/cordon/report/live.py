@@ -123,6 +123,8 @@ class LiveView:
         ]
         self._console.print(table)
         for name, site in metrics["sites"].items():
+            if site["status"] != "took part":
+                self._console.print(self._text(f"{name}: {site['status']}", "red"), soft_wrap=True)
             for reason, count in site["reasons"].items():
                 self._console.print(self._text(f"{name}: refused {count} times: {reason}", "red"), soft_wrap=True)
         self._console.print(Text("  ".join(f"{name} {value}" for name, value in figures), style="bold"), soft_wrap=True)

@@ -218,6 +218,7 @@ def _site(run: RunRecord, site: str) -> dict[str, Any]:
         "attested": attested(run, site),
         "rejected": reasons.total(),
         "reasons": dict(sorted(reasons.items())),
+        "status": run.status(site),
     }
 
 

@@ -290,6 +290,7 @@ def test_abort_before_and_during_a_round(hand, trained):
 def test_abort_while_waiting_for_the_tick_releases_nothing_off_the_grid(hand, clock, monkeypatch):
     """Who can abort jobs could otherwise learn when a site had finished, which tells its size."""
     coordinator, model = _attested(hand)
+    clock.now += 0.3  # between two ticks
     monkeypatch.setattr(clock, "sleep", lambda seconds: coordinator.site.abort.trigger(True))
     assert coordinator.train(model).get_return_code() == ReturnCode.TASK_ABORTED
 

@@ -34,9 +34,15 @@ def federation(tmp_path):
 
 
 @pytest.fixture
-def start():
-    """Starts real processes and ends what a test left of them."""
+def start(monkeypatch):
+    """Starts real processes and ends what a test left of them. Those of others on this machine are out of its sight."""
     started = []
+    monkeypatch.setattr(
+        poc.psutil, "process_iter", lambda: [psutil.Process(each.pid) for each in started if alive(each)]
+    )
+
+    def alive(process):
+        return process.poll() is None
 
     def run(command=SLEEP, **variables):
         process = subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.PIPE)
@@ -92,7 +98,7 @@ def test_environment(federation, monkeypatch):
     got = federation.environment()
     assert got["HOME"] == str(federation.home)
     assert got["NVFLARE_POC_WORKSPACE"] == got[poc.WORKSPACE_VARIABLE] == str(federation.workspace)
-    assert got[poc.DRIVER_VARIABLE] == str(os.getpid())
+    assert got[poc.DRIVER_VARIABLE] == poc.driver_id() and got[poc.DRIVER_VARIABLE].startswith(f"{os.getpid()}:")
     assert Path(got["TMPDIR"]).is_relative_to(federation.home)
     assert got["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert got["OMP_NUM_THREADS"] == "1"
@@ -133,8 +139,8 @@ def test_stop_ends_its_own_processes_and_no_other(federation, start):
 
 
 def test_orphans_of_a_dead_driver_are_ended_and_those_of_a_living_one_are_not(start):
-    orphan = start(**{poc.DRIVER_VARIABLE: str(_dead_pid())})
-    kept = start(**{poc.DRIVER_VARIABLE: str(os.getpid())})
+    orphan = start(**{poc.DRIVER_VARIABLE: f"{_dead_pid()}:1.0"})
+    kept = start(**{poc.DRIVER_VARIABLE: poc.driver_id()})
     odd = start(**{poc.DRIVER_VARIABLE: "not a number"})
     assert poc.reap_orphans() == 1
     orphan.wait(5)
@@ -156,3 +162,15 @@ def test_a_command_of_flare_that_fails_is_said(federation):
     with pytest.raises(poc.CordonError, match="`nvflare no-such-command` failed"):
         poc._nvflare(federation, "no-such-command", timeout_s=60)
     assert time.monotonic() - began < 60
+
+
+def test_a_workspace_is_removed_only_when_its_driver_is_gone(tmp_path):
+    """It holds private keys: a driver that was killed must not leave them for ever, a live one must not lose them."""
+    marks = {"dead": f"{_dead_pid()}:1.0", "reused pid": f"{os.getpid()}:1.0", "mine": poc.driver_id(), "odd": "x"}
+    for name, mark in marks.items():
+        (tmp_path / name / "poc").mkdir(parents=True)
+        (tmp_path / name / poc.DRIVER_FILE).write_text(mark)
+    (tmp_path / "strange" / "poc").mkdir(parents=True)
+    for folder in list(tmp_path.iterdir()):
+        poc.remove_abandoned(folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "odd", "strange"]

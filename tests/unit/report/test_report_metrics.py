@@ -19,7 +19,7 @@ TOP = {
 }  # fmt: skip
 SITE = {
     "role", "source", "updates", "mean_staleness", "epsilon", "epsilon_replace_one", "delta", "unit", "attested",
-    "rejected", "reasons",
+    "rejected", "reasons", "status",
 }  # fmt: skip
 
 
