@@ -190,6 +190,20 @@ def test_port_in_use_is_answered_before_anything_starts(repo_root, tmp_path):
     assert not (tmp_path / "run" / "work").exists()
 
 
+@pytest.mark.parametrize(
+    "args", [["--port", "0"], ["--port", "80000000"], ["--seed", "-1"], ["--job", "../jobs/oncology"], ["--job", ""]]
+)
+def test_arguments_out_of_range_are_said_before_anything_starts(repo_root, args):
+    done = run(repo_root, *args)
+    assert done.returncode == 3 and "want" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("out", ["README.md", "/proc/nothing"])
+def test_result_folder_that_cannot_be_made(repo_root, out):
+    done = run(repo_root, "--out", out)
+    assert done.returncode == 3 and "cannot be a result folder" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_unknown_job_names_those_there_are(repo_root, tmp_path):
     done = run(repo_root, "--job", "radiology", "--out", str(tmp_path / "run"))
     assert done.returncode == 3

@@ -30,6 +30,8 @@ import cordon
 from cordon import documents, messages
 from cordon import job as jobs
 from cordon.demo import baselines, wdbc
+from cordon.demo.admission import admissions, wait_for_admission
+from cordon.demo.job_record import grouped, refusals, why
 from cordon.demo.kits import fill_kit, site_policy
 from cordon.dp.accounting import epsilon
 from cordon.errors import ConfigError, CordonError, PolicyRefused
@@ -42,7 +44,6 @@ from cordon.report.live import LiveView
 from cordon.report.metrics import Epsilons, RunRecord, SiteFacts, metrics
 from cordon.site.policy import SitePolicy
 
-ADMISSION_TIMEOUT_S = 60.0
 JOB_TIMEOUT_S = 1800.0
 MAX_SAID = 400  # characters of a failure in the display; the whole of it ends the command
 MIN_FREE_BYTES = 512 * 1024**2
@@ -172,7 +173,7 @@ def _run(demo: Demo, started: float) -> dict[str, Any]:
         view.phase("start", f"coordinator and {len(federation.sites)} sites on port {federation.port}")
         federation.start()
         view.phase("attest", "each side challenges the other (software TEE: proves nothing about hardware)")
-        _wait_for_admission(federation)
+        wait_for_admission(federation)
         pooled, alone = baseline.result()
     view.phase("train", f"job {demo.job.name}")
     result = _train(demo)
@@ -189,7 +190,7 @@ def _run(demo: Demo, started: float) -> dict[str, Any]:
         software={name: version_of(name) for name in ("cordon", "nvflare", "torch", "opacus", "monai")},
         logs=tuple(f"logs/{name}" for name in (federation.server, *federation.sites)),
         ended=demo.ended,
-        attestation=_admissions(federation),
+        attestation=admissions(federation),
     )
     values = metrics(record)
     if values["model_sha256"] != messages.sha256((demo.out / MODEL_FILE).read_bytes()):
@@ -231,7 +232,9 @@ def _train(demo: Demo) -> Path:
             if asked > deadline:
                 raise CordonError(f"job {job_id} did not end within {JOB_TIMEOUT_S:.0f} s")
             time.sleep(0.2)
-        _show_failures(demo, meta)
+        refused = refusals(federation, demo.job.name, meta)
+        for site, reason in refused.items():
+            view.event(events.SiteRefused(t=0.0, site=site, reason=reason[: events.MAX_TEXT]))
         download = Path(session.download_job_result(job_id, str(federation.home / "result")))
     shutil.copytree(
         download,
@@ -240,10 +243,11 @@ def _train(demo: Demo) -> Path:
     )
     found = sorted(download.rglob(EVENTS_FILE))
     if not found or not (found[0].parent / MODEL_FILE).exists():
-        refusals = _refusals(demo, meta)
-        if set(refusals) == set(federation.sites):
-            raise PolicyRefused(_grouped(refusals))
-        raise CordonError(f"job {job_id} made no model. {_why(demo, meta)} Logs: {demo.out / 'logs'}")
+        if set(refused) == set(federation.sites):
+            raise PolicyRefused(grouped(refused))
+        raise CordonError(
+            f"job {job_id} made no model. {why(federation, demo.job.name, meta)} Logs: {demo.out / 'logs'}"
+        )
     return found[0].parent
 
 
@@ -253,37 +257,6 @@ def _look_for_dead(demo: Demo, seconds: float) -> None:
         if site not in demo.ended and not demo.federation.processes(site):
             demo.ended[site] = f"all its processes were gone {seconds:.0f} s after the job was submitted"
             demo.view.event(events.SiteLost(t=seconds, site=site, reason="all its processes are gone"))
-
-
-def _show_failures(demo: Demo, meta: dict[str, Any]) -> None:
-    """Sites that refused the job when FLARE deployed it, with their own words, in the table."""
-    for site, reason in _refusals(demo, meta).items():
-        demo.view.event(events.SiteRefused(t=0.0, site=site, reason=reason[: events.MAX_TEXT]))
-
-
-def _refusals(demo: Demo, meta: dict[str, Any]) -> dict[str, str]:
-    """site -> why it did not take the job, out of FLARE's record of the deployment."""
-    found = {}
-    for line in meta.get(poc.DEPLOY_DETAIL, []):
-        site, _, reason = str(line).partition(": ")
-        if site in demo.federation.sites and reason != "OK":
-            reason = reason.removeprefix("NVFLARE_ERROR: ")
-            found[site] = reason.removeprefix(f"{site} refuses job {demo.job.name!r}: ")
-    return found
-
-
-def _grouped(refusals: dict[str, str]) -> list[tuple[str, str]]:
-    """(sites, reason) with each reason once."""
-    by_reason: dict[str, list[str]] = {}
-    for site, reason in refusals.items():
-        by_reason.setdefault(reason, []).append(site)
-    return [(", ".join(sorted(sites)), reason) for reason, sites in by_reason.items()]
-
-
-def _why(demo: Demo, meta: dict[str, Any]) -> str:
-    said = [f"{sites}: {reason}" for sites, reason in _grouped(_refusals(demo, meta))]
-    history = [str(line) for line in meta.get(poc.SCHEDULE_HISTORY, [])][-1:]
-    return f"FLARE says {meta.get(poc.STATUS, 'unknown')}. " + " ".join(said + history)
 
 
 def _facts(demo: Demo, site: str, log: tuple[events.Event, ...]) -> SiteFacts:
@@ -297,41 +270,6 @@ def _facts(demo: Demo, site: str, log: tuple[events.Event, ...]) -> SiteFacts:
         role="malicious" if malicious else "slow" if slow else "honest",
         source=SOURCES[policy.data.connector],
         epsilon=demo.epsilons(site, started) if started else None,
-    )
-
-
-def _wait_for_admission(federation: poc.Poc) -> None:
-    """Until the coordinator has a live verdict on every site and every site one on the coordinator."""
-    deadline = time.monotonic() + ADMISSION_TIMEOUT_S
-    while True:
-        missing = _not_admitted(federation)
-        if not missing:
-            return
-        if time.monotonic() > deadline:
-            raise CordonError(f"not attested within {ADMISSION_TIMEOUT_S:.0f} s: {', '.join(missing)}")
-        time.sleep(0.2)
-
-
-def _not_admitted(federation: poc.Poc) -> list[str]:
-    passed = {(line["by"], line["peer"]) for line in _attestation_lines(federation) if line["verdict"] == "pass"}
-    wanted = [(federation.server, site) for site in federation.sites]
-    wanted += [(site, federation.server) for site in federation.sites]
-    return [f"{peer} by {by}" for by, peer in wanted if (by, peer) not in passed]
-
-
-def _attestation_lines(federation: poc.Poc) -> list[dict[str, Any]]:
-    lines = []
-    for name in (federation.server, *federation.sites):
-        path = federation.kit(name) / "attestation.jsonl"
-        if path.exists():
-            complete = path.read_text().splitlines(keepends=True)
-            lines += [{"by": name, **json.loads(line)} for line in complete if line.endswith("\n")]
-    return lines
-
-
-def _admissions(federation: poc.Poc) -> tuple[str, ...]:
-    return tuple(
-        f"{line['by']} on {line['peer']}: {line['verdict']} ({line['type']})" for line in _attestation_lines(federation)
     )
 
 

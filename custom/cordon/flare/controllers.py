@@ -1,69 +1,25 @@
-"""The coordinator's side of a job: attest every site, then true per-client asynchrony over ``cordon.asyncfl``.
+"""The coordinator's entry of a job: FLARE's workflow class around ``cordon.flare.run.Run``.
 
-A site gets a ticket as soon as the buffer that holds its last update was applied; nobody waits for the slowest. All
-decisions are those of the pure ``Coordinator`` state machine; here is FLARE's plumbing, signatures and the event log
-(``events.jsonl`` in the job's run folder, from which report and metrics are made).
-
-FLARE calls back in its own threads; callbacks only put what came on a queue, one loop in ``run`` judges it.
+FLARE calls back in its own threads; callbacks only put what came on a queue, one loop in ``Run`` judges it.
 """
 
 from __future__ import annotations
 
-import base64
 import queue
-import secrets
-import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from cordon import documents, messages, models, signing
-from cordon import job as jobs
-from cordon.asyncfl.coordinator import Coordinator
-from cordon.attest.appraise import appraise, make_evidence
-from cordon.attest.binding import NONCE_BYTES
-from cordon.attest.keys import ProcessKeys
-from cordon.data.contract import FeatureContract
-from cordon.data.reference import read_reference
-from cordon.errors import AttestError, ConfigError, SignatureError, UpdateRejected
-from cordon.evaluation import auc_and_accuracy
-from cordon.flare import codec, plan
-from cordon.flare.executors import ATTEST_TASK, TRAIN_TASK
-from cordon.flare.kit import Kit, load_kit
-from cordon.flare.persistor import MODEL_FILE
-from cordon.flare.session import job_context, load_job
-from cordon.report.events import EVENTS_FILE, EventLog
-from cordon.robust.rules import RULES
-
-MAX_REFERENCE = 1024**3  # bytes of an evaluation set
-
-TRUST = {
-    "unsafe_plain": "The coordinator sees every hospital's clipped and noised update: nothing but local differential "
-    "privacy protects it there. For POC only.",
-}
-
-
-@dataclass
-class Peer:
-    """A site as this job knows it: how to challenge it and, once attested, the key that signs for it."""
-
-    name: str
-    nonce: bytes = b""  # the open challenge, if there is one
-    challenged_at: float = 0.0  # monotonic seconds
-    signing_key: signing.PublicKey | None = None
-    out: bool = False  # excluded, and said so
-    version: int = -1  # the last model that it has certainly seen
-    evidence: dict[str, Any] | None = None
-    """The coordinator's own evidence for this site's challenge, sent along until the site has used it."""
+from cordon.flare.kit import load_kit
+from cordon.flare.run import Run
+from cordon.flare.session import load_job
 
 
 class AsyncController(ModelController):
@@ -97,9 +53,11 @@ class AsyncController(ModelController):
         self.max_faults = max_faults
         self.ticket_timeout_s = ticket_timeout_s
         self.init_seed = init_seed
-        self._inbox: queue.Queue[tuple[str, str, Any]] = queue.Queue()
+        self._inbox: queue.Queue[tuple[str, str, Any]] = queue.Queue()  # (kind, site, what came)
 
-    # What FLARE reports, in its threads: (kind, site, what came).
+    def send(self, task: str, model: FLModel, site: str) -> None:
+        """Give ``site`` a task; its answer goes into the inbox."""
+        self.send_model(task_name=task, data=model, targets=[site], callback=self._receive)
 
     def _receive(self, model: FLModel) -> None:
         self._inbox.put(("result", str(model.meta.get("client_name", "")), model))
@@ -123,326 +81,8 @@ class AsyncController(ModelController):
         """FLARE's entry: returns when the job is done, raises to fail it with the reason."""
         job, job_id, root = load_job(self.fl_ctx)
         kit = load_kit(root, datetime.now(UTC))
-        run = Run(self, kit, job, job_id, Path(self.get_run_dir()))
+        run = Run(self, self._inbox, kit, job, job_id, Path(self.get_run_dir()))
         try:
             run.train()
         finally:
             run.close()
-
-
-class Run:
-    """One job run: the state machine, the peers' keys, and what is written down."""
-
-    def __init__(self, controller: AsyncController, kit: Kit, job: jobs.Job, job_id: str, run_dir: Path) -> None:
-        if kit.coordinator is None:
-            raise ConfigError(f"{kit.name} is not a coordinator's kit")
-        self.flare, self.kit, self.job, self.job_id = controller, kit, job, job_id
-        self.keys = ProcessKeys.generate()
-        self.layout = plan.layout(job)
-        executor, args = job.executor, job.controller
-        features = plan.feature_contract(job)
-        initial = models.initial_vector(executor.model, executor.model_args, len(features.features), args.init_seed)
-        self.module = models.build(executor.model, executor.model_args, len(features.features))
-        connected = {client.name for client in controller.engine.get_clients()}
-        sites = [hospital.name for hospital in kit.study.roster if hospital.name in connected]
-        self.peers = {site: Peer(site) for site in sites}
-        self.state = Coordinator(
-            args,
-            sites,
-            {site: kit.study.weight(site) for site in sites},
-            initial,
-            self.layout.digest,
-            dp_event=plan.round_event(job),
-            rule=RULES[args.rule],
-        )
-        self.links = [messages.sha256(messages.pack("w", initial))]  # payload digest of each version
-        self.issued_at: dict[str, float] = {}  # ticket -> monotonic seconds
-        self.reference = _reference(kit, features)
-        self.model_file = run_dir / MODEL_FILE
-        self.max_payload = messages.max_payload(self.layout.size)
-        self.log = EventLog(run_dir / EVENTS_FILE, time.monotonic)
-
-    def train(self) -> None:
-        """Attest all sites, then issue, judge, apply until the job is done."""
-        self._announce()
-        awaited = set(self.peers)  # sites whose evidence the job still waits for before it may end
-        for peer in self.peers.values():
-            self._challenge(peer)
-        deadline = time.monotonic() + self.kit.attest_policy.max_age_s
-        while not self.flare.abort_signal.triggered:
-            for kind, site, what in self._arrivals():
-                if kind in ("result", "error"):
-                    awaited.discard(site)
-                self._take(kind, site, what)
-                if self.state.ready():  # at once: sites send at the same ticks, so more may wait in the same batch
-                    self._apply()
-            if time.monotonic() > deadline:
-                for site in sorted(awaited):
-                    self._lose(site, f"no evidence within {self.kit.attest_policy.max_age_s:.0f} s")
-                awaited.clear()
-            now = time.monotonic()
-            for ticket in self.state.expired(now):
-                self._lose(ticket.site, f"no answer within {self.job.controller.ticket_timeout_s:.0f} s")
-            # While evidence is awaited, only the last planned version ends the job: more sites may still come.
-            done = not awaited or self.state.version >= self.job.controller.versions
-            reason = self.state.finished() if done else None
-            if reason is not None:
-                self.log.write("done", versions=self.state.version, reason=reason)
-                self.flare.info(f"done after {self.state.version} versions: {reason}")
-                return
-            for site in self.state.wants():
-                if self.peers[site].signing_key is not None:
-                    self._issue(self.peers[site], now)
-        self.log.write("done", versions=self.state.version, reason="aborted")
-
-    def _take(self, kind: str, site: str, what: Any) -> None:
-        """One arrival. Whatever a site makes of its message, it ends that site's part and not the job."""
-        peer = self.peers.get(site)
-        if peer is None:
-            self.flare.warning(f"ignoring {kind} from {site}: not a site of this job")
-            return
-        try:
-            if peer.nonce and kind in ("result", "error"):  # the challenge is still open
-                self._admit(peer, kind, what)
-            else:
-                self._judge(peer, kind, what)
-        except Exception as error:
-            self.flare.exception(f"a message of {site} could not be judged")
-            self._lose(site, f"internal error while judging its message ({type(error).__name__}); see the job's log")
-
-    def close(self) -> None:
-        """Nothing more is written."""
-        self.log.close()
-
-    def _arrivals(self) -> list[tuple[str, str, Any]]:
-        """What came in: waits up to 0.1 s for the first, then takes all there is."""
-        arrived = []
-        try:
-            arrived.append(self.flare._inbox.get(timeout=0.1))
-            while True:
-                arrived.append(self.flare._inbox.get_nowait())
-        except queue.Empty:
-            return arrived
-
-    def _announce(self) -> None:
-        args, dp, study = self.job.controller, self.job.executor.dp, self.kit.study
-        self.log.write(
-            "job",
-            job_id=self.job_id,
-            job=self.job.name,
-            study=study.study,
-            profile=study.profile,
-            privacy=args.privacy,
-            rule=args.rule,
-            rule_args=args.rule_args,
-            server_opt=msgspec.to_builtins(args.server_opt),
-            buffer=args.buffer,
-            versions=args.versions,
-            rounds_per_site=args.rounds_per_site,
-            norm_bound=args.norm_bound,
-            max_staleness=args.max_staleness,
-            sites=list(self.peers),
-            evaluation={
-                "kind": study.evaluation.kind,
-                "name": study.evaluation.name,
-                "rows": 0 if self.reference is None else len(self.reference[1]),
-            },
-            dp={
-                "noise_multiplier": dp.noise_multiplier,
-                "sampling_rate": dp.sampling_rate,
-                "steps": dp.steps,
-                "clip_norm": dp.clip_norm,
-                "unit": dp.unit,
-                "expected_batch_size": dp.expected_batch_size,
-            },
-            delta=dp.delta,
-            trust=TRUST[args.privacy],
-        )
-
-    def _challenge(self, peer: Peer) -> None:
-        peer.nonce, peer.challenged_at = secrets.token_bytes(NONCE_BYTES), time.monotonic()
-        parts = {
-            "nonce": base64.b64encode(peer.nonce).decode(),
-            "policy_digest": self.kit.attest_policy_digest,
-        }
-        self._send(ATTEST_TASK, codec.to_model(parts), peer.name)
-
-    def _admit(self, peer: Peer, kind: str, what: Any) -> None:
-        """The site's answer to the challenge: its attested key, or why it is not part of this job."""
-        nonce, peer.nonce = peer.nonce, b""  # single use: gone before it is checked
-        if kind == "result" and time.monotonic() - peer.challenged_at > self.kit.attest_policy.max_age_s:
-            self._challenge(peer)  # too old to count; the site is there, so it may show fresh evidence
-            return
-        if kind != "result":
-            self._lose(peer.name, f"no evidence: error inside the site ({what}); its own log has the details")
-            return
-        try:
-            parts, _ = codec.from_model(what, limit=0)
-            appraisal = appraise(
-                parts.get("evidence"),
-                nonce=nonce,
-                context=job_context(self.kit, self.job, self.job_id, peer.name, self.kit.attest_policy_digest),
-                mtls_key=self.kit.study.hospital(peer.name).mtls_key,
-                policy=self.kit.attest_policy,
-                roots=self.kit.attest_roots,
-                now=datetime.now(UTC),
-            )
-            self.log.write(
-                "attested", site=peer.name, verdict=appraisal.verdict, type=appraisal.type, codes=appraisal.codes
-            )
-            key = appraisal.signing_key  # raises unless the verdict is pass
-            if "refusal" in parts:
-                self._refused(peer.name, parts["refusal"], key)
-                return
-            peer.evidence = make_evidence(
-                self.kit.attester,
-                job_context(self.kit, self.job, self.job_id, self.kit.name, codec.policy_digest(parts)),
-                codec.nonce(parts),
-                self.keys,
-                self.kit.mtls_key,
-            )
-            peer.signing_key = key
-            self.state.returned(peer.name)  # where its answer came after the job stopped waiting for it
-        except (AttestError, SignatureError) as error:
-            self.flare.warning(f"{peer.name} is not admitted: {str(error)[:300]}")
-            self._out(peer.name, "attestation_failed")
-
-    def _judge(self, peer: Peer, kind: str, what: Any) -> None:
-        """An answer to a ticket: an update to buffer, a refusal, an error, or a fault."""
-        if kind == "disconnected":
-            self._lose(peer.name, "disconnected")
-            return
-        if kind == "reconnected":
-            self.state.returned(peer.name)
-            return
-        if kind == "error":
-            self._lose(peer.name, f"error inside the site ({what}); its own log has the details")
-            return
-        if peer.signing_key is None:
-            return
-        try:
-            parts, payload = codec.from_model(what, limit=self.max_payload)
-            if "refusal" in parts:
-                self._refused(peer.name, parts["refusal"], peer.signing_key)
-                return
-            header = messages.verify(parts.get("update"), messages.UpdateHeader, peer.signing_key, datetime.now(UTC))
-        except SignatureError as error:
-            self._fault(peer, UpdateRejected("bad_signature", str(error)), "")
-            return
-        try:
-            if header.job != self.job_id:
-                raise UpdateRejected("bad_header", "update is of another job")
-            if header.payload_sha256 != messages.sha256(payload):
-                raise UpdateRejected("bad_payload", "payload is not the signed one")
-            delta = messages.unpack("delta", payload, self.layout.size)
-        except UpdateRejected as error:
-            self._fault(peer, error, header.ticket)
-            return
-        try:
-            accepted = self.state.submit(peer.name, header, delta, time.monotonic())
-        except UpdateRejected as error:
-            self._rejected(peer, error, header.ticket)
-            # A slow site answers a ticket that was given up: it lives, so it may have another.
-            self.state.returned(peer.name)
-            return
-        peer.evidence, peer.version = None, header.base_version
-        self.log.write(
-            "update",
-            site=peer.name,
-            ticket=header.ticket,
-            base_version=header.base_version,
-            staleness=accepted.staleness,
-            norm=accepted.norm,
-            seconds=time.monotonic() - self.issued_at.pop(header.ticket),
-        )
-
-    def _fault(self, peer: Peer, error: UpdateRejected, ticket: str) -> None:
-        """A message that fails before the state machine sees it."""
-        self.state.fault(peer.name, error.code, error.detail)
-        self._rejected(peer, error, ticket)
-
-    def _rejected(self, peer: Peer, error: UpdateRejected, ticket: str) -> None:
-        faults = len(self.state.faults[peer.name])
-        self.log.write(
-            "rejected", site=peer.name, ticket=ticket[:64], reason=error.code, detail=error.detail[:300], faults=faults
-        )
-        self.flare.warning(f"update of {peer.name} rejected: {str(error)[:300]}")
-        if peer.name in self.state.excluded and not peer.out:
-            peer.out = True
-            self.log.write("excluded", site=peer.name, reason=f"{faults} faults, last {error.code}")
-
-    def _refused(self, site: str, envelope: Any, key: signing.PublicKey) -> None:
-        refusal = messages.verify(envelope, messages.Refusal, key, datetime.now(UTC))
-        code = refusal.code if refusal.code in messages.REFUSAL_REASONS else "site_error"
-        self.flare.warning(f"{site} does not train: {code}: {messages.REFUSAL_REASONS[code]}")
-        self._out(site, code)
-
-    def _out(self, site: str, code: str) -> None:
-        self.state.refuse(site, code)
-        self.log.write("refused", site=site, reason=code)
-
-    def _lose(self, site: str, why: str) -> None:
-        self.state.lose(site, why)
-        self.log.write("lost", site=site, reason=why)
-        self.flare.warning(f"{site} is lost: {why}")
-
-    def _issue(self, peer: Peer, now: float) -> None:
-        ticket = self.state.issue(peer.name, secrets.token_hex(16), now)
-        self.issued_at[ticket.id] = now
-        payload = messages.pack("w", self.state.model)
-        header = messages.ModelHeader(
-            v=1,
-            job=self.job_id,
-            ticket=ticket.id,
-            version=ticket.version,
-            model_chain_head=ticket.head,
-            layout_digest=self.layout.digest,
-            payload_sha256=messages.sha256(payload),
-        )
-        parts: dict[str, Any] = {
-            "model": messages.sign(self.keys.signing_key, header),
-            "links": {"after": peer.version, "sha256": self.links[peer.version + 1 :]},
-        }
-        if peer.evidence is not None:
-            parts["evidence"] = peer.evidence
-        self.log.write("ticket", site=peer.name, ticket=ticket.id, version=ticket.version)
-        self._send(TRAIN_TASK, codec.to_model(parts, payload), peer.name)
-
-    def _apply(self) -> None:
-        version = self.state.apply()
-        self.links.append(messages.sha256(messages.pack("w", self.state.model)))
-        arrays = self.layout.unflatten(self.state.model)
-        self.flare.save_model(FLModel(params_type=ParamsType.FULL, params=arrays))
-        auc = accuracy = None
-        if self.reference is not None:
-            models.set_vector(self.module, self.state.model)
-            auc, accuracy = auc_and_accuracy(self.module, *self.reference)
-        self.log.write(
-            "version",
-            version=version.number,
-            sites=list(version.sites),
-            staleness=list(version.staleness),
-            auc=auc,
-            accuracy=accuracy,
-            sha256=messages.sha256(self.model_file.read_bytes()),
-            step_norm=version.step_norm,
-        )
-
-    def _send(self, task: str, model: FLModel, site: str) -> None:
-        self.flare.send_model(task_name=task, data=model, targets=[site], callback=self.flare._receive)
-
-
-def _reference(kit: Kit, features: FeatureContract) -> tuple[Any, Any] | None:
-    """(x, y) of the evaluation set that the study contract names, or None where it names none (production default)."""
-    evaluation, source = kit.study.evaluation, kit.evaluation_source
-    if evaluation.kind == "none":
-        return None
-    if source is None:
-        raise ConfigError(
-            f"the study evaluates on {evaluation.name!r}, but local/coordinator.yml names no source for it"
-        )
-    if evaluation.sha256 not in (None, messages.sha256(documents.read_bytes(source, MAX_REFERENCE))):
-        raise ConfigError(
-            f"{source}: not the evaluation set {evaluation.name!r} that the study contract names (SHA-256)"
-        )
-    return read_reference(source, features)

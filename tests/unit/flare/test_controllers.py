@@ -1,6 +1,8 @@
 """The coordinator's job process: real controller, real executors, one thread; the wire between them is the test's."""
 
 import base64
+import queue
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from safetensors.numpy import load_file
 
 from cordon import messages, signing
 from cordon.errors import ConfigError
-from cordon.flare import codec, controllers, executors
+from cordon.flare import codec, executors
 from cordon.flare.kit import load_kit
 from cordon.flare.persistor import MODEL_FILE
+from cordon.flare.run import Run
 from fakes.federation_kits import HOSPITALS, make_kits
 from fakes.in_process import message, open_message
 
@@ -418,9 +421,9 @@ def test_sites_beyond_the_roster_are_not_in_the_job(federate):
 
 def test_a_hospital_s_kit_leads_no_job(kits, federate):
     federation = federate()
-    kit = load_kit(kits / "hospital-a", controllers.datetime.now(controllers.UTC))
+    kit = load_kit(kits / "hospital-a", datetime.now(UTC))
     with pytest.raises(ConfigError, match="not a coordinator's kit"):
-        controllers.Run(federation.controller, kit, None, "job", federation.run_dir)
+        Run(federation.controller, queue.Queue(), kit, None, "job", federation.run_dir)
 
 
 def test_an_answer_that_is_no_message_at_all_costs_its_ticket(federate, clock):
