@@ -264,7 +264,8 @@ class CordonCCManager(FLComponent):
 
     def _leave_out_unattested(self, fl_ctx: FLContext) -> None:
         """Turn a site's "has resources" into "no" in place, so that the scheduler leaves it out."""
-        result = fl_ctx.get_prop(FLContextKey.RESOURCE_CHECK_RESULT)
-        for site in result or {}:
-            if not self.attested(site):
-                result[site] = (False, f"{site} is not attested: it has no live lease")
+        result = fl_ctx.get_prop(FLContextKey.RESOURCE_CHECK_RESULT) or {}
+        answers = dict(result)
+        for site in answers:  # everybody out first: FLARE goes on after a handler's exception
+            result[site] = (False, f"{site} is not attested: it has no live lease")
+        result.update({site: answer for site, answer in answers.items() if self.attested(site)})

@@ -154,6 +154,18 @@ def _audit(folder, name):
     return [json.loads(line) for line in (folder / name / AUDIT_FILE).read_text().splitlines()]
 
 
+def test_whoever_cannot_be_looked_up_is_out(federation, monkeypatch):
+    """FLARE only logs a handler's exception and schedules by what the result says then."""
+    _, managers, _ = federation
+    result = {site: (True, f"token-{site}") for site in HOSPITALS}
+    monkeypatch.setattr(managers["server"], "attested", lambda site: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        managers["server"].handle_event(
+            EventType.AFTER_CHECK_CLIENT_RESOURCES, _context(**{FLContextKey.RESOURCE_CHECK_RESULT: result})
+        )
+    assert all(not enough for enough, _ in result.values())
+
+
 def test_attested_sites_take_part(federation):
     _, managers, folder = federation
     assert _resources(managers["server"], HOSPITALS) == {site: (True, f"token-{site}") for site in HOSPITALS}
