@@ -152,6 +152,7 @@ def test_two_demos_in_a_row_do_not_meet(repo_root, tmp_path, temporary):
 def test_demo_ends_well_without_a_site_that_was_killed(repo_root, tmp_path):
     """kill -9 of all that hospital-b runs, after the first version: all versions are made, metrics and report tell."""
     out = tmp_path / "run"
+    kit = str(out / "work" / "poc" / "cordon_poc" / "prod_00" / "hospital-b")
     demo = subprocess.Popen(
         [*COMMAND, "--out", str(out)], cwd=repo_root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

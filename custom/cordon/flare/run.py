@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
@@ -37,15 +37,27 @@ from cordon.flare.session import job_context
 from cordon.report.events import EVENTS_FILE, EventLog
 from cordon.robust.rules import RULES
 
-if TYPE_CHECKING:
-    from cordon.flare.controllers import AsyncController
-
 MAX_REFERENCE = 1024**3  # bytes of an evaluation set
 
 TRUST = {
     "unsafe_plain": "The coordinator sees every hospital's clipped and noised update: nothing but local differential "
     "privacy protects it there. For POC only.",
 }
+
+
+class Flare(Protocol):
+    """What a run needs of FLARE: its workflow class, ``controllers.AsyncController``."""
+
+    engine: Any
+    abort_signal: Any
+
+    def send(self, task: str, model: FLModel, site: str) -> None:
+        """Give ``site`` a task; its answer, or what FLARE reports instead, goes into the inbox."""
+
+    def save_model(self, model: FLModel) -> None: ...
+    def info(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
+    def exception(self, text: str) -> None: ...
 
 
 @dataclass
@@ -67,7 +79,7 @@ class Run:
 
     def __init__(
         self,
-        controller: AsyncController,
+        flare: Flare,
         inbox: queue.Queue[tuple[str, str, Any]],
         kit: Kit,
         job: jobs.Job,
@@ -76,14 +88,14 @@ class Run:
     ) -> None:
         if kit.coordinator is None:
             raise ConfigError(f"{kit.name} is not a coordinator's kit")
-        self.flare, self.inbox, self.kit, self.job, self.job_id = controller, inbox, kit, job, job_id
+        self.flare, self.inbox, self.kit, self.job, self.job_id = flare, inbox, kit, job, job_id
         self.keys = ProcessKeys.generate()
         self.layout = plan.layout(job)
         executor, args = job.executor, job.controller
         features = plan.feature_contract(job)
         initial = models.initial_vector(executor.model, executor.model_args, len(features.features), args.init_seed)
         self.module = models.build(executor.model, executor.model_args, len(features.features))
-        connected = {client.name for client in controller.engine.get_clients()}
+        connected = {client.name for client in flare.engine.get_clients()}
         sites = [hospital.name for hospital in kit.study.roster if hospital.name in connected]
         self.peers = {site: Peer(site) for site in sites}
         self.state = Coordinator(
