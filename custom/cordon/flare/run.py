@@ -223,7 +223,9 @@ class Run:
         """The site's answer to the challenge: its attested key, or why it is not part of this job."""
         nonce, peer.nonce = peer.nonce, b""  # single use: gone before it is checked
         if kind == "result" and time.monotonic() - peer.challenged_at > self.kit.attest_policy.max_age_s:
-            self._challenge(peer)  # too old to count; the site is there, so it may show fresh evidence
+            # Too old to count; the site is there, so it may show fresh evidence. Until then the job waits for it no more.
+            self._lose(peer.name, "evidence came too late; challenged anew")
+            self._challenge(peer)
             return
         if kind != "result":
             self._lose(peer.name, f"no evidence: error inside the site ({what}); its own log has the details")
@@ -265,7 +267,8 @@ class Run:
             self._lose(peer.name, "disconnected")
             return
         if kind == "reconnected":
-            self.state.returned(peer.name)
+            if peer.signing_key is not None:  # else its evidence, when it comes, brings it back
+                self.state.returned(peer.name)
             return
         if kind == "error":
             self._lose(peer.name, f"error inside the site ({what}); its own log has the details")

@@ -204,6 +204,52 @@ def test_nobody_waits_for_a_site_that_does_not_attest(federate, clock):
     assert not _of(log, "ticket", "hospital-d")
 
 
+@pytest.mark.parametrize("how", ["reconnects", "shows evidence too late"])
+def test_a_site_without_evidence_keeps_no_job_alive(federate, clock, how):
+    """Two sites are left to train, a version wants three. One without evidence is heard of again, and counts for none."""
+    federation = federate(versions=10, rounds_per_site=10, ticket_timeout_s=3600.0)
+    began, answered, asked = clock.now, [], []
+    wait, broadcast = federation.inbox.get, federation.controller.broadcast
+
+    def tell(event, key, site):
+        context = federation.engine.new_context()
+        context.set_prop(key, site, private=True, sticky=False)
+        federation.controller.handle_event(event, context)
+
+    def bounded(*args, **kwargs):
+        if clock.now > began + 500:
+            federation.controller.abort_signal.trigger(True)  # it waits for ever
+        lost = clock.now > began + 70 and _of(federation.events(), "lost", "hospital-c")
+        if (lost or (how != "reconnects" and clock.now > began + 70)) and not answered:
+            answered.append("once")
+            if how == "reconnects":
+                tell(EventType.CLIENT_RECONNECTED, FLContextKey.RECONNECTED_CLIENT_NAME, "hospital-c")
+                tell(EventType.CLIENT_DISCONNECTED, FLContextKey.DISCONNECTED_CLIENT_NAME, "hospital-d")
+            else:
+                federation.arrive("hospital-c", asked[0], kept[0])
+        return wait(*args, **kwargs)
+
+    def remember(task, fl_ctx, targets, **kwargs):
+        asked.extend(task for target in targets if (target, task.name) == ("hospital-c", "attest"))
+        broadcast(task, fl_ctx, targets, **kwargs)
+
+    kept = []
+
+    silent = {"hospital-c"} if how == "reconnects" else {"hospital-c", "hospital-d"}
+
+    def some_train(site, task, reply):
+        if task == "attest" and site in silent:
+            kept.extend([reply] * (site == "hospital-c"))
+            return []
+        clock.now += 75 * (task == "train" and site == "hospital-b" and not answered)
+        return [reply]
+
+    federation.inbox.get, federation.controller.broadcast, federation.on_reply = bounded, remember, some_train
+    log = federation.run()
+    assert "2 sites can still contribute" in log[-1]["reason"]
+    assert not _of(log, "ticket", "hospital-c")
+
+
 def test_no_more_versions_than_planned_while_a_site_is_silent(federate, clock):
     federation = federate()  # 3 versions, 4 rounds a site
     federation.on_reply = lambda site, task, reply: [] if (site, task) == ("hospital-d", "attest") else [reply]

@@ -47,7 +47,7 @@ def test_the_layout_is_the_model_on_the_contract_s_features(oncology):
 
 
 def test_the_job_as_it_is_is_allowed(hospital, oncology):
-    plan.judge_job(hospital, oncology)
+    assert plan.judge_job(hospital, oncology) is None  # a refusal would be raised
 
 
 def test_the_whole_plan_is_judged_not_one_round(hospital, oncology):
