@@ -223,7 +223,7 @@ class Run:
         """The site's answer to the challenge: its attested key, or why it is not part of this job."""
         nonce, peer.nonce = peer.nonce, b""  # single use: gone before it is checked
         if kind == "result" and time.monotonic() - peer.challenged_at > self.kit.attest_policy.max_age_s:
-            # Too old to count; the site is there, so it may show fresh evidence. Until then the job waits for it no more.
+            # Too old to count; the site is there, so it may show fresh evidence. Until then the job goes on without it.
             self._lose(peer.name, "evidence came too late; challenged anew")
             self._challenge(peer)
             return

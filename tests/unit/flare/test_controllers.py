@@ -206,7 +206,7 @@ def test_nobody_waits_for_a_site_that_does_not_attest(federate, clock):
 
 @pytest.mark.parametrize("how", ["reconnects", "shows evidence too late"])
 def test_a_site_without_evidence_keeps_no_job_alive(federate, clock, how):
-    """Two sites are left to train, a version wants three. One without evidence is heard of again, and counts for none."""
+    """Two sites are left to train, a version wants three. One without evidence is heard of: it counts for none."""
     federation = federate(versions=10, rounds_per_site=10, ticket_timeout_s=3600.0)
     began, answered, asked = clock.now, [], []
     wait, broadcast = federation.inbox.get, federation.controller.broadcast
