@@ -1,25 +1,24 @@
-"""What a verified report claims, whatever TEE it came from, and what an attester offers."""
+"""What an attester offers: a TEE as the prover sees it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cordon.attest.policy import EvidenceType
 
 
 @dataclass(frozen=True)
-class Claims:
-    """Facts signed by a TEE.
+class Report:
+    """A TEE's report over 64 bytes, and what its host has to say for it.
 
-    ``report_data`` 64 bytes; ``measurement`` lower-case hex; ``holder`` the participant to whom the TEE key was issued,
-    None where the vendor certifies chips and not participants.
+    ``endorsements``: signed by the vendor, not by the prover: ``vek`` (certificate of the key that signed, DER or PEM),
+    ``chain`` (PEM), ``event_log`` (CCEL), ``collateral`` (Intel's, JSON), and on Azure ``quote``, ``tpm_quote``.
     """
 
-    type: EvidenceType
-    report_data: bytes
-    measurement: str
-    holder: str | None
+    report: bytes
+    endorsements: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Attester(Protocol):
@@ -28,7 +27,7 @@ class Attester(Protocol):
     @property
     def type(self) -> EvidenceType: ...
 
-    def report(self, report_data: bytes) -> bytes:
+    def report(self, report_data: bytes) -> Report:
         """The TEE's report over 64 bytes."""
 
     def gpu_evidence(self, nonce: bytes) -> list[dict[str, Any]] | None:

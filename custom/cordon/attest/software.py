@@ -7,6 +7,7 @@ certificate, and a DSSE envelope by the TEE key over {v, report_data, measuremen
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -21,7 +22,8 @@ from msgspec import Meta
 
 from cordon import signing
 from cordon.attest.binding import bundle_digest
-from cordon.attest.claims import Claims
+from cordon.attest.claims import Report
+from cordon.attest.verdict import Any_, Appraisal, check, listed
 from cordon.documents import Document
 from cordon.errors import AttestError, ConfigError, SignatureError
 
@@ -77,11 +79,11 @@ class SoftwareAttester:
     tee: Issued
     type: Literal["software"] = TYPE
 
-    def report(self, report_data: bytes) -> bytes:
+    def report(self, report_data: bytes) -> Report:
         """A report over the 64 bytes of ``binding.report_data``."""
         body = {"v": 1, "report_data": report_data.hex(), "measurement": bundle_digest()}
         envelope = signing.sign(self.tee.key, REPORT_TYPE, body)
-        return signing.canonical({"certificate": self.tee.certificate_pem.decode(), "envelope": envelope})
+        return Report(signing.canonical({"certificate": self.tee.certificate_pem.decode(), "envelope": envelope}))
 
     def gpu_evidence(self, nonce: bytes) -> None:
         """None: a software TEE has no GPU to speak for."""
@@ -103,8 +105,18 @@ def load_certificate(data: bytes) -> x509.Certificate:
         raise ConfigError("not a certificate in PEM") from error
 
 
-def verify_report(report: bytes, root: x509.Certificate, now: datetime) -> Claims:
-    """Claims of a genuine report.
+def verify(
+    report: bytes,
+    root: x509.Certificate,
+    now: datetime,
+    measurement: tuple[str, ...] | Any_ | None = None,
+    report_data: bytes | None = None,
+) -> Appraisal:
+    """The verdict on a report that is genuine as far as software can be.
+
+    Args:
+        measurement: the policy's allow-set, ``any``, or None without a policy.
+        report_data: the 64 bytes that the report must be over; None leaves that to the caller.
 
     Raises:
         AttestError: ``report_format``, ``report_chain``, ``report_time`` or ``report_signature``.
@@ -150,12 +162,20 @@ def verify_report(report: bytes, root: x509.Certificate, now: datetime) -> Claim
         said = msgspec.convert(body, _Report, strict=True)
     except (SignatureError, msgspec.ValidationError) as error:
         raise AttestError([("report_signature", f"not signed by the TEE key: {error}")]) from error
-    return Claims(
-        type=TYPE,
-        report_data=bytes.fromhex(said.report_data),
-        measurement=said.measurement,
-        holder=str(names[0].value) if len(names) == 1 else "",
-    )
+    claims = {
+        "report_data": said.report_data,
+        "measurement": said.measurement,
+        "holder": str(names[0].value) if len(names) == 1 else "",
+    }
+    stated = "signed by a key of this software TEE; proves nothing about hardware"
+    covers = hmac.compare_digest((report_data or b"").hex(), said.report_data)
+    checks = [
+        check("report_signature", True, stated, "genuine"),
+        listed("measurement", said.measurement, measurement),
+    ]
+    if report_data is not None:
+        checks.append(check("report_data", covers, f"report_data {said.report_data}"))
+    return Appraisal(TYPE, tuple(checks), claims, judged=measurement is not None)
 
 
 def _name(common_name: str) -> x509.Name:

@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from cryptography import x509
-
 from cordon import signing
-from cordon.attest.appraise import Appraisal, Check, appraise, parent_context
+from cordon.attest.appraise import EvidenceAppraisal, appraise, parent_context
+from cordon.attest.fault import proven
 from cordon.attest.nonce import Nonces
-from cordon.attest.policy import AttestationPolicy
+from cordon.attest.standing import UNKNOWN, Standing
+from cordon.attest.vendor import Trust
+from cordon.attest.verdict import Check
 from cordon.errors import AttestError
 
 PURPOSE = "parent"
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A passed verdict and how long it holds."""
-
-    granted: datetime
-    expires: datetime
 
 
 class Verifier:
     """Challenges peers for admission and remembers who passed. Not thread-safe: the caller holds a lock.
 
     Args:
-        policy: by which evidence is judged.
-        roots: evidence type -> root certificate of the software TEE.
+        trust: by which evidence is judged; replaced where the verifier's collateral is read anew.
         study_digest: digest of the study contract that both sides must hold.
         nonces: this verifier's open challenges.
     """
 
-    def __init__(
-        self, policy: AttestationPolicy, roots: Mapping[str, x509.Certificate], study_digest: str, nonces: Nonces
-    ) -> None:
-        self._policy = policy
-        self._roots = roots
+    def __init__(self, trust: Trust, study_digest: str, nonces: Nonces) -> None:
+        self.trust = trust
         self._study_digest = study_digest
         self._nonces = nonces
-        self._leases: dict[str, Lease] = {}
+        self.standings: dict[str, Standing] = {}
         self._not_before: dict[str, datetime] = {}
 
     def challenge(self, peer: str, now: datetime) -> bytes:
         """A fresh nonce for ``peer``; the answer counts once and for ``policy.max_age_s`` seconds."""
-        return self._nonces.issue(peer, PURPOSE, "", now, self._policy.max_age_s)
+        return self._nonces.issue(peer, PURPOSE, "", now, self.trust.policy.max_age_s)
 
-    def judge(self, peer: str, mtls_key: signing.PublicKey, nonce: bytes, envelope: Any, now: datetime) -> Appraisal:
+    def judge(
+        self, peer: str, mtls_key: signing.PublicKey, nonce: bytes, envelope: Any, now: datetime
+    ) -> EvidenceAppraisal:
         """The verdict on ``peer``'s answer. A pass renews its lease; anything else ends it at once.
 
         Args:
@@ -63,40 +52,50 @@ class Verifier:
         appraisal = appraise(
             envelope,
             nonce=nonce,
-            context=parent_context(peer, self._study_digest, self._policy.digest),
+            context=parent_context(peer, self._study_digest, self.trust.policy.digest),
             mtls_key=mtls_key,
-            policy=self._policy,
-            roots=self._roots,
+            trust=self.trust,
             now=now,
         )
         if appraisal.verdict == "pass":
-            self._leases[peer] = Lease(now, now + timedelta(seconds=self._policy.lease_s))
+            until = now + timedelta(seconds=self.trust.policy.lease_s)
+            self.standings[peer] = Standing(state="attested", granted=now, expires=until)
         else:
-            self._end(peer, now)
+            self._end(peer, appraisal, now)
         return appraisal
 
-    def reject(self, peer: str, failures: list[tuple[str, str]], now: datetime) -> Appraisal:
+    def reject(self, peer: str, failures: list[tuple[str, str]], now: datetime) -> EvidenceAppraisal:
         """A failing verdict for (code, detail) reasons outside the evidence; ends the lease of ``peer`` at once."""
-        self._end(peer, now)
-        checks = tuple(Check(code, "fail", detail) for code, detail in failures)
-        return Appraisal("unknown", checks, None, None)
+        appraisal = EvidenceAppraisal("unknown", tuple(Check(code, "fail", detail) for code, detail in failures))
+        self._end(peer, appraisal, now)
+        return appraisal
 
-    def _end(self, peer: str, now: datetime) -> None:
-        self._leases.pop(peer, None)
-        self.postpone(peer, now, min(30.0, self._policy.lease_s / 3))
+    def forget(self, peer: str) -> None:
+        """``peer`` registered anew, so it may be another process: its lease ends, and it is asked at once."""
+        self.standings[peer] = Standing(state="unattested", reasons=("registered_anew",))
+        self._not_before.pop(peer, None)
+
+    def _end(self, peer: str, appraisal: EvidenceAppraisal, now: datetime) -> None:
+        faults = proven(appraisal)
+        reasons = faults or [(each.code, "") for each in appraisal.checks if each.result != "pass" and not each.waived]
+        self.standings[peer] = Standing(
+            state="quarantined" if faults else "unattested", reasons=tuple(code for code, _ in reasons)
+        )
+        self.postpone(peer, now, min(30.0, self.trust.policy.lease_s / 3))
 
     def postpone(self, peer: str, now: datetime, seconds: float) -> None:
         """Ask ``peer`` again no earlier than ``seconds`` from ``now``: a bad or dead peer must not cost much."""
         self._not_before[peer] = now + timedelta(seconds=seconds)
 
     def live(self, peer: str, now: datetime) -> bool:
-        """Whether ``peer`` passed, and its lease has not ended. A clock set back before the grant ends it too."""
-        lease = self._leases.get(peer)
-        return lease is not None and lease.granted <= now < lease.expires
+        """Whether ``peer`` passed, and its lease has not ended."""
+        return self.standings.get(peer, UNKNOWN).live(now)
 
     def due(self, peer: str, now: datetime) -> bool:
         """Whether to ask ``peer`` again: no live lease or its last third has begun, and not postponed."""
         if peer in self._not_before and now < self._not_before[peer]:
             return False
-        lease = self._leases.get(peer)
-        return lease is None or not self.live(peer, now) or now >= lease.expires - (lease.expires - lease.granted) / 3
+        lease = self.standings.get(peer, UNKNOWN)
+        if not lease.live(now) or lease.granted is None or lease.expires is None:
+            return True
+        return now >= lease.expires - (lease.expires - lease.granted) / 3

@@ -7,29 +7,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
 from cordon.attest import software
-from cordon.attest.appraise import Appraisal, appraise, make_evidence, parent_context
+from cordon.attest.appraise import EvidenceAppraisal, appraise, make_evidence, parent_context
 from cordon.attest.keys import ProcessKeys
 from cordon.attest.policy import AttestationPolicy
+from cordon.attest.vendor import Trust
+from fakes.policies import policy as make
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 STUDY = "5" * 64
 
 
 def policy(**changes):
-    fields = {
-        "version": "cordon/attestation/v1",
-        "name": "test",
-        "profile": "poc",
-        "evidence": ("software",),
-        "allow_software": True,
-        "measurement": "any",
-        "bundle_digest": "any",
-        "gpu": "none",
-        "root": "root.pem",
-        "max_age_s": 30.0,
-        "lease_s": 90.0,
-    }
-    return AttestationPolicy(**{**fields, **changes})
+    return make("software", **{"max_age_s": 30.0, "lease_s": 90.0, **changes})
 
 
 @dataclass
@@ -45,6 +34,10 @@ class World:
     now: datetime = NOW
     study: str = STUDY
 
+    @property
+    def trust(self):
+        return Trust(self.policy, software_root=self.root.certificate)
+
     def context(self, **changes):
         context = parent_context("hospital-a", STUDY, self.policy.digest)
         return type(context)(**{**{f: getattr(context, f) for f in context.__struct_fields__}, **changes})
@@ -52,13 +45,12 @@ class World:
     def evidence(self, **changes):
         return make_evidence(self.attester, self.context(**changes), self.nonce, self.keys, self.mtls)
 
-    def judge(self, evidence, **changes) -> Appraisal:
+    def judge(self, evidence, **changes) -> EvidenceAppraisal:
         arguments = {
             "nonce": self.nonce,
             "context": self.context(),
             "mtls_key": self.mtls.public_key(),
-            "policy": self.policy,
-            "roots": {"software": self.root.certificate},
+            "trust": self.trust,
             "now": NOW,
         }
         return appraise(evidence, **{**arguments, **changes})

@@ -9,6 +9,7 @@ import yaml
 from cordon import documents
 from cordon.attest.policy import AttestationPolicy
 from cordon.errors import ConfigError
+from fakes.policies import policy as make
 
 SHIPPED = sorted((Path(__file__).parents[3] / "cc_config" / "policy").glob("*.yml"))
 
@@ -32,20 +33,23 @@ def test_every_field_must_be_there(tree, field):
 @pytest.mark.parametrize(
     "change",
     [
-        {"allow_software": False},
-        {"evidence": ["snp"]},  # allow_software without software
+        {"software": "none"},
+        {"evidence": ["snp"]},
+        {"evidence": ["software", "snp"]},
         {"profile": "production"},
-        {"root": "any"},
+        {"software": {"root": "root.pem"}},
+        {"software": {"root": "root.pem", "measurement": "all"}},
+        {"software": {"root": "root.pem", "measurement": ["AB" * 32]}},
         {"evidence": []},
         {"evidence": ["softwar"]},
-        {"measurement": "all"},
-        {"measurement": ["AB" * 32]},
         {"bundle_digest": ["12"]},
         {"gpu": True},
+        {"gpu": "some"},
+        {"snp": "any"},
         {"max_age_s": 0},
         {"lease_s": 1e9},
         {"extra": 1},
-        {"version": "cordon/attestation/v2"},
+        {"version": "cordon/attestation/v1"},
     ],
 )
 def test_what_does_not_fit_is_refused(tree, change):
@@ -60,7 +64,60 @@ def test_digest_is_of_the_meaning(tree):
 
 
 def test_shipped_policies_fit():
-    assert [path.stem for path in SHIPPED] == ["snp-h100", "software", "tdx-h100"]
+    names = ["azure-snp", "azure-tdx", "broker-sgx", "snp", "snp-h100", "software", "tdx", "tdx-h100"]
+    assert sorted(path.stem for path in SHIPPED) == names
     for path in SHIPPED:
         policy = documents.load(path, AttestationPolicy)
+        assert policy.name in (path.stem, "poc-software")
         assert (policy.profile == "poc") == (path.stem == "software")
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem != "software"], ids=lambda path: path.stem)
+def test_a_shipped_production_policy_lets_no_image_pass_by_accident(path):
+    policy = documents.load(path, AttestationPolicy)
+    pins = [
+        getattr(section, field)
+        for section, field in ((policy.snp, "measurement"), (policy.tdx, "mr_td"), (policy.sgx, "mr_enclave"))
+        if section != "none"
+    ]
+    assert pins
+    assert all(set("".join(pin)) == {"0"} for pin in pins)
+
+
+def _leaves(tree, at=()):
+    for field, value in tree.items():
+        if isinstance(value, dict) and field != "pcrs":  # which of them is the policy's choice
+            yield from _leaves(value, (*at, field))
+        yield (*at, field)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_no_field_of_any_section_may_be_left_out(path):
+    tree = yaml.safe_load(path.read_text())
+    fields = list(_leaves(tree))
+    assert len(fields) > 12
+    for at in fields:
+        less = yaml.safe_load(path.read_text())
+        inner = less
+        for name in at[:-1]:
+            inner = inner[name]
+        del inner[at[-1]]
+        with pytest.raises(ConfigError, match=at[-1]):
+            _parse(less)
+
+
+@pytest.mark.parametrize("name", ["snp", "tdx", "broker-sgx"])
+def test_debug_can_be_let_through_in_poc_only(name):
+    section = {"snp": {"policy": {"debug": "any"}}, "tdx": {"debug": "any"}, "broker-sgx": {"debug": "any"}}[name]
+    change = {name.removeprefix("broker-"): section}
+    assert make(name, profile="poc", **change)
+    with pytest.raises(msgspec.ValidationError, match="debug: any is refused outside profile poc"):
+        make(name, **change)
+
+
+@pytest.mark.parametrize("name", ["snp", "tdx", "azure-snp"])
+def test_sections_are_those_of_the_accepted_types(name):
+    with pytest.raises(msgspec.ValidationError, match="wants a section 'software'"):
+        make(name, evidence=[*make(name).evidence, "software"], profile="poc")
+    with pytest.raises(msgspec.ValidationError, match="no use for the section"):
+        make(name, evidence=["sgx"], sgx=msgspec.to_builtins(make("broker-sgx").sgx))

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from cordon.attest import software
 from cordon.attest.appraise import make_evidence, parent_context
 from cordon.attest.nonce import Nonces
 from cordon.attest.verifier import Verifier
@@ -11,7 +12,7 @@ from cordon.attest.verifier import Verifier
 
 @pytest.fixture
 def verifier(world, tmp_path):
-    return Verifier(world.policy, {"software": world.root.certificate}, world.study, Nonces(tmp_path / "n.json"))
+    return Verifier(world.trust, world.study, Nonces(tmp_path / "n.json"))
 
 
 def _answer(world, verifier, now, mtls=None):
@@ -56,3 +57,16 @@ def test_an_answer_counts_once(world, verifier):
     assert judge().verdict == "pass"
     assert judge().codes[0][0] == "nonce_unknown"
     assert not verifier.live("hospital-a", world.now)
+
+
+def test_a_fault_that_anybody_can_repeat_is_quarantine_and_the_rest_is_not(world, verifier):
+    """Silence, garbage and a stranger's signature prove nothing against the site whose name is on them."""
+    key, later = world.mtls.public_key(), world.now + timedelta(seconds=31)
+    for evidence in (None, {"payload": 3}, world.evidence()):  # the last one answers another challenge
+        verifier.judge("hospital-a", key, verifier.challenge("hospital-a", world.now), evidence, world.now)
+        assert verifier.standings["hospital-a"].state == "unattested"
+        assert verifier.standings["hospital-a"].reasons
+    world.attester = software.SoftwareAttester(software.issue(world.root, "hospital-b", world.now))
+    assert _answer(world, verifier, later).verdict == "fail"
+    assert verifier.standings["hospital-a"].state == "quarantined"
+    assert verifier.standings["hospital-a"].reasons == ("tee_holder",)
