@@ -44,9 +44,10 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
     sign.add_argument("file", type=Path)
     sign.set_defaults(run=_sign)
 
-    check = sub.add_parser("check", help="check a document or job folder against its schema")
-    check.add_argument("kind", choices=sorted(_CHECKS))
+    check = sub.add_parser("check", help="check a document or job folder against its schema, or a startup kit")
+    check.add_argument("kind", choices=sorted([*_CHECKS, "kit"]))
     check.add_argument("path", type=Path)
+    check.add_argument("--pin", type=Path, help="with kit: the pin that its study contract has to fit (cordon pin)")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=_check)
 
@@ -57,9 +58,9 @@ def _keygen(args: argparse.Namespace) -> int:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    _write_new(args.out, private, 0o600)
+    write_new(args.out, private, 0o600)
     if args.pub is not None:
-        _write_new(args.pub, public, 0o644)
+        write_new(args.pub, public, 0o644)
     print(f"key: {args.out}\nspki: {signing.encode_spki(key.public_key())}")
     return 0
 
@@ -78,6 +79,12 @@ def _sign(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.kind == "kit":
+        from cordon.cli.kit import check_kit
+
+        return check_kit(args.path, args.pin, args.json)
+    if args.pin is not None:
+        raise ConfigError(f"--pin goes with kit, not with {args.kind}")
     digest = _CHECKS[args.kind](args.path)
     if args.json:
         print(json.dumps({"kind": args.kind, "path": str(args.path), "ok": True, "digest": digest}))
@@ -124,12 +131,12 @@ _CHECKS: dict[str, Callable[[Path], str]] = {
 }
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def write_new(path: Path, data: bytes, mode: int) -> None:
     """Write a file that must not exist: a key that is overwritten is a key that is lost."""
     try:
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
     except FileExistsError as error:
-        raise ConfigError(f"{path}: exists already; keys are never overwritten") from error
+        raise ConfigError(f"{path}: exists already; keys and pins are never overwritten") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
