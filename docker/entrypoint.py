@@ -3,7 +3,10 @@
 entrypoint.py start client|server     entrypoint.py health client|server
 
 The command is the one in the kit's own startup/sub_start.sh, without its restart loop (the container engine restarts)
-and without its `PYTHONPATH=/local/custom`: nothing from outside the image becomes importable.
+and without its `PYTHONPATH=/local/custom`: nothing from outside the image becomes importable, and no script of the kit
+is run. Before it starts, the kit is read as Cordon will read it: its documents are signed, of the study that the
+hospital pinned (/etc/cordon/pin.yml), and the hardware that it names is there. FLARE builds the kit's components only
+after that.
 """
 
 import json
@@ -20,7 +23,11 @@ TCP_ESTABLISHED, TCP_LISTEN = "01", "0A"
 
 
 class KitError(Exception):
-    """The mounted kit is missing, of the other role or unreadable."""
+    """The mounted kit is missing, of the other role, unreadable, or Cordon refuses it."""
+
+    def __init__(self, message: str, exit_code: int = 3) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def read(path: Path) -> bytes:
@@ -60,6 +67,21 @@ def command(role: str, workspace: Path = WORKSPACE) -> list[str]:
     return [sys.executable, "-u", "-m", MODULES[role], *options]
 
 
+def check(workspace: Path = WORKSPACE) -> None:
+    """KitError, with Cordon's reason, unless the kit may start here."""
+    from datetime import UTC, datetime
+
+    from cordon.errors import CordonError
+    from cordon.flare.kit import load_kit
+
+    try:
+        load_kit(workspace, datetime.now(UTC))
+    except CordonError as error:
+        raise KitError(str(error), error.exit_code) from error
+    except ImportError as error:  # poc_only.txt
+        raise KitError(f"{error}: a production image leaves the POC parts out that this kit asks for") from error
+
+
 def connected(role: str, workspace: Path = WORKSPACE, proc: Path = Path("/proc/net")) -> bool:
     """A server is well when it listens on its port, a client when it holds a connection to the server's port."""
     config = json.loads(read(workspace / "startup" / f"fed_{role}.json"))
@@ -82,9 +104,13 @@ def main(argv: list[str]) -> int:
     try:
         if action == "health":
             return 0 if connected(role) else 1
-        arguments = command(role)
+        arguments = command(role, WORKSPACE)
+        check(WORKSPACE)
         (WORKSPACE / "transfer").mkdir(exist_ok=True)
-    except (KitError, OSError, ValueError, KeyError, IndexError) as error:
+    except KitError as error:
+        print(f"cordon: {error}", file=sys.stderr)
+        return error.exit_code
+    except (OSError, ValueError, KeyError, IndexError) as error:
         print(f"cordon: {error}", file=sys.stderr)
         return 3
     os.execv(arguments[0], arguments)

@@ -11,17 +11,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
-from nvflare.lighter.utils import verify_folder_signature_and_get_signers
+from nvflare.lighter.utils import verify_folder_signature
 
 from cordon import documents, job, signing, study
+from cordon.attest import policy as attestation
 from cordon.errors import ConfigError, MappingError, SignatureError
 from cordon.flare import cc_profile
-from cordon.flare.kit import load_kit
+from cordon.flare.kit import load_kit, read_kit
 from cordon.flare.provision import project_folder
+from cordon.site import pin
 
 HOSPITALS = [f"hospital-{letter}" for letter in "abcde"]
 ADMINS = ["admin@cordon.example", "lead@cordon.example"]
@@ -141,7 +145,9 @@ def test_the_allow_list_is_what_the_jobs_use(repo_root):
 
         visit(json.loads(path.read_text()))
     for path in (repo_root / "cc_config").glob("*.yml"):
-        assert set(cc_profile.load(path).class_allow_list) == used == JOB_CLASSES
+        config = cc_profile.load(path)
+        assert set(config.class_allow_list) == (used if config.runs_jobs else set()), path
+    assert used == JOB_CLASSES
 
 
 def test_roles(poc):
@@ -184,11 +190,13 @@ def test_flare_signed_the_whole_kit(poc):
             assert (folder / "signature.json").exists(), folder
         signed = json.loads((kit / "local" / "signature.json").read_text())
         assert {"study.yml", "attestation.yml", "cc_manager__p_resources.json", "resources.json.default"} <= set(signed)
-    kit = poc / "hospital-a"
-    signers = verify_folder_signature_and_get_signers(
-        str(kit), str(kit / "startup" / "rootCA.pem"), single_signer=True, signature_file="signature.json"
-    )
-    assert signers
+    assert _flare_signature_holds(poc / "hospital-a")
+
+
+def _flare_signature_holds(kit):
+    """Whether signature.json of every folder of the kit covers its files, signed by the kit's CA."""
+    root_ca = kit / "startup" / "rootCA.pem"
+    return verify_folder_signature(str(kit), str(root_ca), single_signer=True, signature_file="signature.json")
 
 
 def test_logs_go_into_the_kit(poc):
@@ -286,6 +294,7 @@ def test_paths_resolve_against_the_project_file(tmp_path, monkeypatch):
         ["poc", "prepare", "-i", "there/project.yml"],
         ["poc", "prepare", "--project-input", str(file), "--force"],
         ["poc", "prepare", "--project_input=there/project.yml"],
+        ["provision", "--project-file", "there/project.yml"],
         ["provision", "-w", "ws", "-p", "there/project.yml"],
     ):
         assert project_folder(arguments) == file.parent
@@ -357,40 +366,37 @@ def test_poc_kits_by_nvflare_provision_are_refused_unless_asked_for(repo_root, t
 # -- production: certificates, then contract, then kits --------------------------------------------------------------
 
 
-def _provision(project, workspace):
-    return Provisioner(str(workspace), prepare_builders(project)).provision(prepare_project(project))
+def _run(repo_root, folder, *more):
+    """The documented command, with the project file of a coordinator that keeps copies of what the repository ships."""
+    file = folder / "provisioning" / "project.yml"
+    done = _nvflare(repo_root, folder, "provision", "-p", str(file), "-w", str(folder / "ws"), *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def _run_here(folder):
+    """The same in this process; the folder of the new kits."""
+    project = yaml.safe_load((folder / "provisioning" / "project.yml").read_text())
+    project["builders"][3]["args"]["base"] = str(folder / "provisioning")
+    context = Provisioner(str(folder / "ws"), prepare_builders(project)).provision(prepare_project(project))
+    assert not context.get("__build_error__")
+    return Path(context.get_result_location())
 
 
 @pytest.fixture(scope="module")
 def production(repo_root, tmp_path_factory):
-    """(project, workspace, folder for signed documents) after the first run."""
+    """(folder of the coordinator, what the command said), after the first run."""
     folder = tmp_path_factory.mktemp("production")
-    project = yaml.safe_load((repo_root / "provisioning" / "project.yml").read_text())
-    project["builders"][3]["args"] |= {"base": str(repo_root / "provisioning"), "documents": str(folder / "signed")}
-    context = _provision(json.loads(json.dumps(project)), folder / "ws")
-    assert not context.get("__build_error__")
-    return project, folder / "ws", folder / "signed"
-
-
-def test_the_command_line_issues_certificates_first(repo_root, tmp_path):
-    """A copy of the shipped project file beside copies of what it names, as a coordinator would keep it."""
-    shutil.copytree(repo_root / "cc_config", tmp_path / "cc_config")
-    file = tmp_path / "provisioning" / "project.yml"
-    file.parent.mkdir()
-    shutil.copyfile(repo_root / "provisioning" / "project.yml", file)
-    done = _nvflare(repo_root, tmp_path, "provision", "-p", str(file), "-w", str(tmp_path / "ws"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "no study contract yet, so only certificates were issued" in done.stdout + done.stderr
-    prod = _prod(tmp_path / "ws", "cordon")
-    issued = {path.parent.parent.name for path in prod.rglob("*.crt")}
-    assert {"fl.coordinator.example", "hospital-a", "hospital-b", "hospital-c"} <= issued
-    assert {path.suffix for path in prod.rglob("*") if path.is_file()} == {".crt", ".pem", ".yml"}
-    assert len(yaml.safe_load((prod / "roster.yml").read_text())) == 4
+    shutil.copytree(repo_root / "cc_config", folder / "cc_config")
+    (folder / "provisioning").mkdir()
+    shutil.copy(repo_root / "provisioning" / "project.yml", folder / "provisioning")
+    return folder, _run(repo_root, folder)
 
 
 def test_the_first_run_issues_certificates_and_nothing_that_starts(production):
-    _, workspace, _ = production
-    prod = workspace / "cordon" / "prod_00"
+    folder, said = production
+    assert "no study contract yet, so only certificates were issued" in said
+    prod = folder / "ws" / "cordon" / "prod_00"
     files = [path for path in prod.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".crt", ".pem", ".yml"}
     roster = yaml.safe_load((prod / "roster.yml").read_text())
@@ -399,36 +405,123 @@ def test_the_first_run_issues_certificates_and_nothing_that_starts(production):
     assert roster[1]["mtls_spki"] == signing.encode_spki(signing.load_public_key(certificate.read_bytes()))
 
 
-def test_the_second_run_packages_what_the_hospitals_signed(production, repo_root):
-    project, workspace, signed = production
-    root_ca = (workspace / "cordon" / "prod_00" / "hospital-a" / "startup" / "rootCA.pem").read_bytes()
-    _sign_everything(workspace / "cordon" / "prod_00" / "roster.yml", signed, repo_root, project)
-    context = _provision(json.loads(json.dumps(project)), workspace)
-    assert not context.get("__build_error__")
-    prod = Path(context.get_result_location())
-    assert prod.name == "prod_01"
+@pytest.fixture(scope="module")
+def packaged(production, repo_root):
+    """(the kits of the second run, the hospitals' public policy keys)."""
+    folder, _ = production
+    keys = _sign_everything(folder / "ws" / "cordon" / "prod_00" / "roster.yml", folder, repo_root)
+    _run(repo_root, folder, "--force")
+    return folder / "ws" / "cordon" / "prod_01", keys
 
+
+def test_the_second_run_packages_what_the_hospitals_signed(production, packaged, monkeypatch, tmp_path):
+    prod, keys = packaged
+    signed = production[0] / "provisioning" / "signed"
     kit = prod / "hospital-a"
-    assert (kit / "startup" / "rootCA.pem").read_bytes() == root_ca  # re-provisioning keeps the CA
-    first = workspace / "cordon" / "prod_00" / "hospital-a" / "startup" / "client.crt"
-    assert (kit / "startup" / "client.crt").read_bytes() == first.read_bytes()
     for source, target in (("study.yml", "study.yml"), ("hospital-a.yml", "cordon.yml")):
         assert (kit / "local" / target).read_bytes() == (signed / source).read_bytes()
         assert (kit / "local" / f"{target}.sig").read_bytes() == (signed / f"{source}.sig").read_bytes()
     assert not list(prod.rglob("software_tee"))
     assert not list(prod.rglob("*.policy.key"))
-    with pytest.raises(ConfigError, match="no hardware verifier for snp in this version: production kits do not start"):
+    for name, evidence in (("fl.coordinator.example", "snp"), ("hospital-a", "snp"), ("hospital-b", "tdx")):
+        assert read_kit(prod / name, datetime.now(UTC)).name == name
+        tee = yaml.safe_load((prod / name / "local" / "tee.yml").read_text())
+        assert tee == {"version": "cordon/tee/v1", "evidence": evidence, "gpu": "nvidia", "device": "tsm", "vek": None}
+
+    # started where its hospital pinned the study, and nowhere without the hardware that tee.yml names
+    monkeypatch.delenv("CORDON_PIN", raising=False)
+    with pytest.raises(ConfigError, match=r"/etc/cordon/pin\.yml: missing; a production kit starts only where"):
         load_kit(kit, datetime.now(UTC))
-    with pytest.raises(ConfigError, match="production kits do not start"):
-        load_kit(prod / "fl.coordinator.example", datetime.now(UTC))
+    pin_file = tmp_path / "pin.yml"
+    made = pin.make(study.load_signed(signed / "study.yml", datetime.now(UTC)), "hospital-a", keys["hospital-a"])
+    pin_file.write_text(yaml.safe_dump(documents.body_of(made)))
+    monkeypatch.setenv("CORDON_PIN", str(pin_file))
+    for each in (kit, prod / "fl.coordinator.example"):
+        with pytest.raises(ConfigError, match="tsm_absent"):
+            load_kit(each, datetime.now(UTC))
 
 
-def _sign_everything(roster_file, signed, repo_root, project):
-    """What three hospitals and the coordinator do between the two runs."""
+def _identities(prod):
+    """Who has which certificate and key in these kits, and the fingerprint of the CA that each trusts."""
+    found = {}
+    for path in prod.glob("*/startup/*.crt"):
+        root = x509.load_pem_x509_certificate((path.parent / "rootCA.pem").read_bytes())
+        found[path.parent.parent.name] = path.read_bytes(), root.fingerprint(hashes.SHA256())
+    return found
+
+
+def test_provisioning_again_keeps_the_ca_every_certificate_and_so_the_contract(production, packaged):
+    folder, _ = production
+    first, second = folder / "ws" / "cordon" / "prod_00", packaged[0]
+    third = _run_here(folder)
+    assert third.name == "prod_02"
+    identities = _identities(first)
+    assert len(identities) == 4 + 5
+    assert len({root for _, root in identities.values()}) == 1
+    assert _identities(second) == _identities(third) == identities
+    names = ("fl.coordinator.example", "hospital-a", "hospital-b", "hospital-c")
+    assert {path.parent.parent.name for path in first.glob("*/startup/*.key")} == set()
+    for name in names:
+        for prod in (second, third):
+            assert _flare_signature_holds(prod / name), prod / name
+        assert (
+            read_kit(third / name, datetime.now(UTC)).study.digest
+            == read_kit(second / name, datetime.now(UTC)).study.digest
+        )
+        keys = [path.read_bytes() for prod in (second, third) for path in (prod / name / "startup").glob("*.key")]
+        assert len(keys) == 2 and keys[0] == keys[1]
+    # and the signature means something
+    resources = third / "hospital-a" / "local" / "resources.json.default"
+    resources.write_bytes(resources.read_bytes() + b" ")
+    assert not _flare_signature_holds(third / "hospital-a")
+
+
+def test_a_hospital_that_joins_later(production, packaged, repo_root, tmp_path, capsys):
+    """The contract is between the three until four signed another; nobody's certificate changes for it."""
+    folder = shutil.copytree(production[0], tmp_path / "coordinator")
+    file, signed = folder / "provisioning" / "project.yml", folder / "provisioning" / "signed"
+    project = yaml.safe_load(file.read_text())
+    three = project["participants"]
+    joins = {**next(each for each in three if each["name"] == "hospital-a"), "name": "hospital-d", "org": "hospital_d"}
+    before = _identities(packaged[0])
+
+    for participants in ([each for each in three if each["name"] != "hospital-c"], [*three, joins]):
+        file.write_text(yaml.safe_dump({**project, "participants": participants}))
+        with pytest.raises(SystemExit):
+            _run_here(folder)
+        said = capsys.readouterr().err
+        assert "is between fl.coordinator.example, hospital-a, hospital-b, hospital-c" in said
+        assert "move study.yml and its signature out of the folder" in said
+
+    for path in signed.glob("study.yml*"):
+        path.rename(tmp_path / path.name)
+    prod = _run_here(folder)
+    assert not list(prod.rglob("start.sh"))
+    roster = yaml.safe_load((prod / "roster.yml").read_text())
+    assert [each["name"] for each in roster[1:]] == ["hospital-a", "hospital-b", "hospital-c", "hospital-d"]
+    after = _identities(prod)
+    assert {name: after[name] for name in before} == before
+    assert after["hospital-d"][1] == before["hospital-a"][1]
+
+    shutil.rmtree(signed)
+    keys = _sign_everything(prod / "roster.yml", folder, repo_root)
+    prod = _run_here(folder)
+    kits = [read_kit(prod / name, datetime.now(UTC)) for name in ("hospital-a", "hospital-d")]
+    assert kits[0].study.digest == kits[1].study.digest
+    agreed = study.load_signed(tmp_path / "study.yml", datetime.now(UTC))
+    old = pin.make(agreed, "hospital-a", packaged[1]["hospital-a"])
+    with pytest.raises(SignatureError, match="wants study contract"):
+        pin.check(old, kits[0].study, "hospital-a", "the old pin")
+    pin.check(pin.make(kits[0].study, "hospital-a", keys["hospital-a"]), kits[0].study, "hospital-a", "a new one")
+
+
+def _sign_everything(roster_file, folder, repo_root):
+    """What the hospitals and the coordinator do between the two runs; the hospitals' public policy keys."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     server, *hospitals = yaml.safe_load(roster_file.read_text())
     keys = {each["name"]: Ed25519PrivateKey.generate() for each in hospitals}
+    signed = folder / "provisioning" / "signed"
     signed.mkdir()
     for each in hospitals:
         each["policy_spki"] = each["steward_spki"] = signing.encode_spki(keys[each["name"]].public_key())
@@ -459,11 +552,9 @@ def _sign_everything(roster_file, signed, repo_root, project):
         (signed / f"{name}.yml").write_text(yaml.safe_dump({**template, "site": name}))
         documents.sign_file(signed / f"{name}.yml", "cordon/site/v1", key)
 
-    # the attestation policies lie beside the cc_config: sign copies, so that the repository stays as it is
-    shutil.copytree(repo_root / "cc_config", signed / "cc_config")
-    for path in (signed / "cc_config" / "policy").glob("*-h100.yml"):
+    project = yaml.safe_load((folder / "provisioning" / "project.yml").read_text())
+    configs = {each["cc_config"] for each in project["participants"] if "cc_config" in each}
+    for path in {folder / "provisioning" / each for each in configs}:
         for key in keys.values():
-            documents.sign_file(path, "cordon/attestation/v1", key)
-    for each in project["participants"]:
-        if "cc_config" in each:
-            each["cc_config"] = str(signed / "cc_config" / Path(each["cc_config"]).name)
+            documents.sign_file(cc_profile.policy_path(path, cc_profile.load(path)), attestation.SCHEMA, key)
+    return {name: key.public_key() for name, key in keys.items()}

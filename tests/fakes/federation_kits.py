@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generat
 from cryptography.x509.oid import NameOID
 
 from cordon import signing
+from cordon.attest import standing
 from cordon.demo import samples, wdbc
 from cordon.flare import packaging, poc_documents
+from cordon.flare.kit import STANDING_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = "server"
@@ -77,7 +79,18 @@ def make_kits(
             packaging.pack_hospital(made.folder, made.policies[name], local, name, agreed, now)
             samples.write_hospital(name, "csv", folder / name / "data" / "patients.csv", split.sites[name])
         poc_documents.write_tee(state, local, name, now)
+        for peer in hospitals if name == SERVER else (SERVER,):
+            stand(folder / name, peer)
     return folder
+
+
+def stand(kit: Path, peer: str, state: str = "attested", lease_s: float = 3600.0, reasons: Sequence[str] = ()) -> None:
+    """Let ``peer`` stand so with the kit's parent process, which no unit test runs."""
+    path, now = kit / STANDING_FILE, datetime.now(UTC)
+    there = standing.read(path) if path.exists() else {}
+    until = now + timedelta(seconds=lease_s)
+    there[peer] = standing.Standing(state=state, granted=now, expires=until, reasons=tuple(reasons))  # type: ignore[arg-type]
+    standing.write(path, there)
 
 
 def _templates(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cordon import documents, signing
-from cordon.flare import executors, run, session
+from cordon.flare import admission, executors, run, session
 
 from .federation_kits import make_kits
 from .in_process import Clock, Federation, Hand, Site, job_files
@@ -47,7 +47,7 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of controller and executors; it stands still unless somebody waits."""
     made = Clock()
-    for module in (run, executors, session):
+    for module in (admission, run, executors, session):
         monkeypatch.setattr(module, "time", made)
     return made
 

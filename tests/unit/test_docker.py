@@ -301,6 +301,40 @@ def test_health_is_read_from_the_connections(entrypoint, tmp_path, role, table, 
     assert entrypoint.connected(role, kit, tmp_path) is healthy
 
 
+def test_nothing_is_started_of_a_kit_that_cordon_refuses(entrypoint, tmp_path, monkeypatch, capsys):
+    from cordon.errors import SignatureError
+    from cordon.flare import kit
+
+    started = []
+    monkeypatch.setattr(entrypoint, "WORKSPACE", make_kit(tmp_path, "client", NAMES))
+    monkeypatch.setattr(entrypoint.os, "execv", lambda *arguments: started.append(arguments))
+    assert entrypoint.main(["start", "client"]) == 3
+    assert "study.yml: cannot be read" in capsys.readouterr().err
+
+    def refuse(root, now):
+        raise SignatureError("/etc/cordon/pin.yml: wants study contract")
+
+    monkeypatch.setattr(kit, "load_kit", refuse)
+    assert entrypoint.main(["start", "client"]) == 1
+    assert "pin.yml: wants study contract" in capsys.readouterr().err
+
+    def missing(root, now):
+        raise ImportError("cannot import name 'software' from 'cordon.attest'")
+
+    monkeypatch.setattr(kit, "load_kit", missing)
+    assert entrypoint.main(["start", "client"]) == 3
+    assert "a production image leaves the POC parts out" in capsys.readouterr().err
+    assert not started
+    assert not (tmp_path / "transfer").exists()
+
+    monkeypatch.setattr(kit, "load_kit", lambda root, now: None)
+    entrypoint.main(["start", "client"])
+    (executable, arguments), *others = started
+    assert not others
+    assert arguments == entrypoint.command("client", tmp_path)
+    assert executable == arguments[0]
+
+
 def test_wrong_use_of_the_entrypoint_exits_3(entrypoint, capsys):
     assert entrypoint.main(["start", "admin"]) == 3
     assert "usage" in capsys.readouterr().err

@@ -8,10 +8,13 @@ nothing: whoever has no live lease gets no job. A failure quarantines that one p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import threading
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,20 +32,23 @@ from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.private.defs import ClientType, InternalFLContextKey, new_cell_message
 
 from cordon import signing
-from cordon.attest.appraise import Appraisal, make_evidence, parent_context
+from cordon.attest import collateral, fault, standing
+from cordon.attest.appraise import MAX_EVIDENCE, EvidenceAppraisal, make_evidence, parent_context
 from cordon.attest.binding import NONCE_BYTES
 from cordon.attest.keys import ProcessKeys
 from cordon.attest.nonce import Nonces
 from cordon.attest.verifier import Verifier
-from cordon.errors import AttestError, CordonError
+from cordon.errors import AttestError, ConfigError, CordonError
 from cordon.flare import gates
-from cordon.flare.kit import Kit, load_kit
+from cordon.flare.kit import COLLATERAL, STANDING_FILE, Kit, load_kit
 
 CHANNEL = "cordon_attest"
 TOPIC = "challenge"
 AUDIT_FILE = "attestation.jsonl"
+FAULT_FOLDER = "quarantine"
 NONCE_FILE = "attestation_nonces.json"
 EXIT_BAD_KIT = 3
+ASK_WINDOW_S, MAX_ASKS, MAX_ASKING = 10.0, 8, 1000  # challenges per asker within the window; askers
 
 
 class CordonCCManager(FLComponent):
@@ -65,7 +71,11 @@ class CordonCCManager(FLComponent):
         self._round = threading.Lock()  # one round of challenges at a time
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._asked: dict[str, list[float]] = {}  # origin -> monotonic seconds of its recent challenges
+        self._sessions: dict[str, str] = {}  # hospital -> FLARE's token of its registration
         self._silent: set[str] = set()
+        self._ended: set[str] = set()
+        self._accused: dict[str, tuple[str, ...]] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """FLARE's entry. Events of job processes don't come here: the component is the parent's only."""
@@ -77,6 +87,8 @@ class CordonCCManager(FLComponent):
             self._end()
         elif event_type == EventType.CLIENT_REGISTER_RECEIVED:
             self._admit_registration(fl_ctx)
+        elif event_type == EventType.AFTER_CLIENT_REGISTER:
+            self._forget(self._ready()[0].study.coordinator.name)  # a server that lost us may be another one now
         elif event_type == EventType.SUBMIT_JOB:
             self._refuse_code(fl_ctx)
         elif event_type == EventType.BEFORE_CHECK_CLIENT_RESOURCES:
@@ -107,9 +119,11 @@ class CordonCCManager(FLComponent):
             root = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir())
             kit = load_kit(root, datetime.now(UTC))
             nonces = Nonces(kit.root / NONCE_FILE)
-            self._verifier = Verifier(kit.attest_policy, kit.attest_roots, kit.study.digest, nonces)
+            self._verifier = Verifier(kit.trust, kit.study.digest, nonces)
+            standing.write(kit.root / STANDING_FILE, {})  # what an earlier process granted ended with it
             self._keys = ProcessKeys.generate()
             self._engine = fl_ctx.get_engine()
+            kit.attester.report(bytes(64))  # a TEE that makes no report now would leave this side out later, unsaid
             gates.install(kit, self._engine.get_cell().core_cell, self.logger)
             self._kit = kit
         except Exception as error:
@@ -124,6 +138,7 @@ class CordonCCManager(FLComponent):
 
     def _start(self) -> None:
         self._ready()
+        self._stop.clear()
         self._engine.get_cell().register_request_cb(channel=CHANNEL, topic=TOPIC, cb=self._answer)
         self._thread = threading.Thread(target=self._watch, name="cordon-attest", daemon=True)
         self._thread.start()
@@ -149,8 +164,10 @@ class CordonCCManager(FLComponent):
     # -- prover ------------------------------------------------------------------------------------------------------
 
     def _answer(self, request: Message) -> Message:
-        """Evidence for a challenge. It holds no secret, so anybody may ask."""
+        """Evidence for a challenge. It holds no secret, so anybody whom the gates let in may ask, now and then."""
         kit, _ = self._ready()
+        if not self._may_ask(str(request.get_header(MessageHeaderKey.ORIGIN))):
+            return make_reply(ReturnCode.SERVICE_UNAVAILABLE, "asked too often")
         asked = request.payload
         nonce, policy_digest = (asked.get("nonce"), asked.get("policy_digest")) if isinstance(asked, dict) else (0, 0)
         if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES or not isinstance(policy_digest, str):
@@ -158,8 +175,27 @@ class CordonCCManager(FLComponent):
         if len(policy_digest) > 128 or self._keys is None:
             return make_reply(ReturnCode.INVALID_REQUEST, "policy_digest is not a digest")
         context = parent_context(kit.name, kit.study.digest, policy_digest)
-        evidence = make_evidence(kit.attester, context, nonce, self._keys, kit.mtls_key)
+        try:
+            evidence = make_evidence(kit.attester, context, nonce, self._keys, kit.mtls_key)
+        except ConfigError as error:  # the device is busy, or a GPU left confidential computing mode
+            self.logger.error(f"no evidence can be made: {error}")
+            return make_reply(ReturnCode.SERVICE_UNAVAILABLE, "no evidence can be made now")
         return make_reply(ReturnCode.OK, body={"evidence": evidence})
+
+    def _may_ask(self, origin: str) -> bool:
+        """Whether ``origin`` may have evidence again.
+
+        A report costs the hardware up to seconds: one member who keeps asking would leave the others without.
+        """
+        now = time.monotonic()
+        with self._lock:
+            recent = {name: [at for at in times if now - at < ASK_WINDOW_S] for name, times in self._asked.items()}
+            self._asked = {name: times for name, times in recent.items() if times}
+            times = self._asked.setdefault(origin, [])
+            if len(times) >= MAX_ASKS or len(self._asked) > MAX_ASKING:
+                return False
+            times.append(now)
+            return True
 
     # -- verifier ----------------------------------------------------------------------------------------------------
 
@@ -167,8 +203,9 @@ class CordonCCManager(FLComponent):
         """Challenge every connected peer whose lease is due; all at once, so that a dead one delays no other."""
         kit, verifier = self._ready()
         with self._round:
-            now = datetime.now(UTC)
             peers = self._peers(kit)
+            now = datetime.now(UTC)
+            self._note_ended(now)
             with self._lock:
                 due = {
                     name: (fqcn, key, verifier.challenge(name, now))
@@ -177,6 +214,7 @@ class CordonCCManager(FLComponent):
                 }
             if not due:
                 return
+            self._refresh_collateral(kit, verifier)
             messages = {
                 name: TargetMessage(
                     target=fqcn,
@@ -195,29 +233,65 @@ class CordonCCManager(FLComponent):
                     self._no_answer(name)
                     continue
                 evidence = reply.payload.get("evidence") if isinstance(reply.payload, dict) else None
-                self._record(name, self._judge(name, key, nonce, evidence))
+                self._record(name, evidence, self._judge(name, key, nonce, evidence))
 
-    def _judge(self, name: str, key: signing.PublicKey, nonce: bytes, evidence: Any) -> Appraisal:
+    def _judge(self, name: str, key: signing.PublicKey, nonce: bytes, evidence: Any) -> EvidenceAppraisal:
         """The verdict on one peer. Whatever its answer does to the judge, it costs that peer its lease and no other."""
-        _, verifier = self._ready()
+        kit, verifier = self._ready()
         with self._lock:
             try:
-                return verifier.judge(name, key, nonce, evidence, datetime.now(UTC))
+                appraisal = verifier.judge(name, key, nonce, evidence, datetime.now(UTC))
             except Exception as error:
                 self.logger.exception(f"{name}: its evidence could not be judged")
                 detail = f"{type(error).__name__} while its evidence was judged"
-                return verifier.reject(name, [("internal_error", detail)], datetime.now(UTC))
+                appraisal = verifier.reject(name, [("internal_error", detail)], datetime.now(UTC))
+            standing.write(kit.root / STANDING_FILE, verifier.standings)
+            return appraisal
+
+    def _refresh_collateral(self, kit: Kit, verifier: Verifier) -> None:
+        """Read CRLs and the like anew, so that a revocation counts without a restart; a broken file changes nothing."""
+        try:
+            held = collateral.read(kit.local / COLLATERAL)
+        except ConfigError as error:
+            self.logger.error(f"collateral is not read anew: {error}")
+            return
+        with self._lock:
+            verifier.trust = replace(verifier.trust, collateral=held)
+
+    def _note_ended(self, now: datetime) -> None:
+        """Write down leases that ended by themselves, once each."""
+        _, verifier = self._ready()
+        with self._lock:
+            ended = [
+                name
+                for name, each in verifier.standings.items()
+                if each.state == "attested" and not each.live(now) and name not in self._ended
+            ]
+        for name in ended:
+            self._ended.add(name)
+            self.logger.error(f"{name}: its lease ended; it takes no part until it shows evidence again")
+            self._audit(name, "not_checked", "unknown", [("lease_ended", "not_checked", "the lease was not renewed")])
 
     def _peers(self, kit: Kit) -> dict[str, tuple[str, signing.PublicKey]]:
         """name -> (cell address, mTLS key of the study contract) of everybody whom this side must challenge."""
         if kit.role == "hospital":
             return {kit.study.coordinator.name: (FQCN.ROOT_SERVER, kit.study.coordinator.mtls_key)}
-        connected = {client.name: client.get_fqcn() for client in self._engine.get_clients()}
+        connected = {client.name: client for client in self._engine.get_clients()}
+        for name, client in connected.items():  # FLARE gives a token per registration, after it saw the certificate
+            if self._sessions.get(name) != client.token:
+                self._sessions[name] = client.token
+                self._forget(name)
         return {
-            hospital.name: (connected[hospital.name], hospital.mtls_key)
+            hospital.name: (connected[hospital.name].get_fqcn(), hospital.mtls_key)
             for hospital in kit.study.roster
             if hospital.name in connected
         }
+
+    def _forget(self, name: str) -> None:
+        kit, verifier = self._ready()
+        with self._lock:
+            verifier.forget(name)
+            standing.write(kit.root / STANDING_FILE, verifier.standings)
 
     def _no_answer(self, name: str) -> None:
         """Silence ends no lease (a dropped packet is no fault) and gives none; said once per silence."""
@@ -228,31 +302,67 @@ class CordonCCManager(FLComponent):
             self._silent.add(name)
             self._audit(name, "not_checked", "unknown", [("no_answer", "not_checked", "no answer to the challenge")])
 
-    def _record(self, name: str, appraisal: Appraisal) -> None:
+    def _record(self, name: str, evidence: Any, appraisal: EvidenceAppraisal) -> None:
+        kit, verifier = self._ready()
         self._silent.discard(name)
-        self._audit(name, appraisal.verdict, appraisal.type, appraisal.codes)
+        self._ended.discard(name)
+        self._audit(name, appraisal.verdict, appraisal.type, appraisal.codes, evidence)
         if appraisal.verdict == "pass":
+            self._accused.pop(name, None)
             self.logger.info(f"{name}: evidence passed ({appraisal.statement})")
-        else:
-            misses = "; ".join(f"{code}: {detail}" for code, result, detail in appraisal.codes if result == "fail")
-            self.logger.error(f"{name}: quarantined until its evidence passes: {misses or appraisal.verdict}")
+            return
+        misses = "; ".join(f"{each.code}: {each.detail}" for each in appraisal.open)
+        faults = fault.proven(appraisal)
+        if not faults:
+            self.logger.error(f"{name}: not attested until its evidence passes: {misses}")
+            return
+        self.logger.error(f"{name}: quarantined until its evidence passes: {misses}")
+        codes = tuple(code for code, _ in faults)
+        if self._accused.get(name) != codes:  # once per kind of fault: it is asked again every half minute
+            self._accused[name] = codes
+            now = datetime.now(UTC)
+            record = fault.record(
+                kit.name, kit.mtls_key, name, kit.study.digest, evidence, verifier.trust, appraisal, now
+            )
+            folder = kit.root / FAULT_FOLDER
+            folder.mkdir(mode=0o700, exist_ok=True)
+            (folder / f"{name}-{now:%Y%m%dT%H%M%S%fZ}.json").write_text(json.dumps(record), encoding="utf-8")
 
-    def _audit(self, peer: str, verdict: str, kind: str, codes: list[tuple[str, str, str]]) -> None:
-        kit, _ = self._ready()
-        line = {"time": datetime.now(UTC).isoformat(), "peer": peer, "verdict": verdict, "type": kind, "codes": codes}
-        with self._lock, open(kit.root / AUDIT_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def _audit(
+        self, peer: str, verdict: str, kind: str, codes: list[tuple[str, str, str]], evidence: Any = None
+    ) -> None:
+        """One line per decision: who, what, why, by which policy, on which evidence (its SHA-256)."""
+        kit, verifier = self._ready()
+        now = datetime.now(UTC)
+        with self._lock:
+            state = verifier.standings.get(peer, standing.UNKNOWN)
+            line = {
+                "time": now.isoformat(),
+                "peer": peer,
+                "verdict": verdict,
+                "type": kind,
+                "state": state.state,
+                "lease_until": state.expires.isoformat() if state.expires is not None and state.live(now) else None,
+                "policy_digest": verifier.trust.policy.digest,
+                "evidence_sha256": _evidence_digest(evidence),
+                "codes": codes,
+            }
+            with open(kit.root / AUDIT_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     # -- FLARE's gates -----------------------------------------------------------------------------------------------
 
     def _admit_registration(self, fl_ctx: FLContext) -> None:
         """Refuse a stranger at the door. The lease is what counts: an admin is exempt here and gets no job anyway."""
-        kit, _ = self._ready()
+        try:
+            kit, _ = self._ready()
+        except AttestError as error:  # FLARE refuses on this exception only and goes on after any other
+            raise NotAuthenticated("the coordinator is not ready") from error
         if fl_ctx.get_prop(FLContextKey.CLIENT_TYPE) == ClientType.ADMIN:
             return
         session = fl_ctx.get_prop(InternalFLContextKey.CLIENT_REG_SESSION)
         peer = fl_ctx.get_peer_context()
-        name = session.client_name if session is not None else peer.get_identity_name() if peer is not None else ""
+        name = getattr(session, "client_name", None) or (peer.get_identity_name() if peer is not None else "")
         if name not in [hospital.name for hospital in kit.study.roster]:
             raise NotAuthenticated(f"{name!r} is not a hospital of study {kit.study.study}")
 
@@ -269,3 +379,11 @@ class CordonCCManager(FLComponent):
         for site in answers:  # everybody out first: FLARE goes on after a handler's exception
             result[site] = (False, f"{site} is not attested: it has no live lease")
         result.update({site: answer for site, answer in answers.items() if self.attested(site)})
+
+
+def _evidence_digest(evidence: Any) -> str | None:
+    """SHA-256 of the payload as it came, for an auditor to look up; None without one that could be evidence."""
+    payload = evidence.get("payload") if isinstance(evidence, dict) else None
+    if not isinstance(payload, str) or len(payload) > MAX_EVIDENCE:
+        return None
+    return hashlib.sha256(payload.encode("utf-8", "replace")).hexdigest()

@@ -6,7 +6,8 @@ confidential computing when such a file is missing or wrong; here that stops pro
 
 from __future__ import annotations
 
-import importlib
+import ast
+import importlib.util
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +25,23 @@ REQUIRED_CLASSES = (
     "cordon.flare.persistor.SafetensorsPersistor",
 )
 _CLASS_PATH = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+\.[A-Z][A-Za-z0-9]*")
-_EVIDENCE = {"software": "software", "amd_sev_snp": "snp", "intel_tdx": "tdx"}
+_EVIDENCE = {
+    ("software", "software"): "software",
+    ("onprem_cvm", "amd_sev_snp"): "snp",
+    ("onprem_cvm", "intel_tdx"): "tdx",
+    ("azure_cvm", "amd_sev_snp"): "az-snp",
+    ("azure_cvm", "intel_tdx"): "az-tdx",
+    ("onprem_enclave", "intel_sgx"): "sgx",
+}
+"""(compute_env, cc_cpu_mechanism) -> the evidence type that it makes."""
+_DEVICES = {
+    "software": ("software",),
+    "snp": ("tsm", "sev-guest"),
+    "tdx": ("tsm",),
+    "az-snp": ("vtpm",),
+    "az-tdx": ("vtpm",),
+    "sgx": ("gramine",),
+}
 
 
 class AttestationConfig(Document, frozen=True, kw_only=True):
@@ -35,22 +52,37 @@ class AttestationConfig(Document, frozen=True, kw_only=True):
 
 
 class CCConfig(Document, frozen=True, kw_only=True):
-    """One profile. ``software`` is Cordon's own value, for POC: no hardware, evidence of the software TEE."""
+    """One profile. ``software`` is Cordon's own value, for POC: no hardware, evidence of the software TEE.
 
-    compute_env: Literal["onprem_cvm", "software"]
-    cc_cpu_mechanism: Literal["amd_sev_snp", "intel_tdx", "software"]
+    ``onprem_enclave`` and ``intel_sgx`` are Cordon's own as well: a key broker in an SGX enclave. It is no FLARE
+    participant and runs no job, so its ``class_allow_list`` is empty. ``evidence_device``: where the evidence is taken
+    (``cordon.flare.devices``).
+    """
+
+    compute_env: Literal["onprem_cvm", "azure_cvm", "onprem_enclave", "software"]
+    cc_cpu_mechanism: Literal["amd_sev_snp", "intel_tdx", "intel_sgx", "software"]
     cc_gpu_mechanism: Literal["nvidia_cc"] | None
+    evidence_device: Literal["tsm", "sev-guest", "vtpm", "gramine", "software"]
     cc_attestation: AttestationConfig
-    class_allow_list: Annotated[tuple[str, ...], Meta(min_length=1, max_length=100)]
+    class_allow_list: Annotated[tuple[str, ...], Meta(max_length=100)]
 
     def __post_init__(self) -> None:
-        if (self.compute_env == "software") != (self.cc_cpu_mechanism == "software"):
-            raise ValueError("compute_env software and cc_cpu_mechanism software go together")
+        if (self.compute_env, self.cc_cpu_mechanism) not in _EVIDENCE:
+            known = "; ".join(" with ".join(pair) for pair in _EVIDENCE)
+            raise ValueError(f"{self.compute_env} with {self.cc_cpu_mechanism} is none of: {known}")
+        if self.evidence_device not in _DEVICES[self.evidence]:
+            wanted = " or ".join(_DEVICES[self.evidence])
+            raise ValueError(f"evidence_device {self.evidence_device} makes no {self.evidence} evidence: want {wanted}")
 
     @property
     def evidence(self) -> str:
         """The evidence type that this environment makes."""
-        return _EVIDENCE[self.cc_cpu_mechanism]
+        return _EVIDENCE[self.compute_env, self.cc_cpu_mechanism]
+
+    @property
+    def runs_jobs(self) -> bool:
+        """Whether a FLARE participant can have this profile."""
+        return self.compute_env != "onprem_enclave"
 
 
 def load(path: Path) -> CCConfig:
@@ -63,11 +95,16 @@ def load(path: Path) -> CCConfig:
     for entry in config.class_allow_list:
         _check_class(entry, path)
     missing = [entry for entry in REQUIRED_CLASSES if entry not in config.class_allow_list]
-    if missing:
+    if not config.runs_jobs:
+        if config.class_allow_list:
+            raise ConfigError(f"{path}: class_allow_list: a key broker runs no job: want []")
+    elif missing:
         raise ConfigError(f"{path}: class_allow_list lacks {', '.join(missing)}: no Cordon job could run")
     if len(set(config.class_allow_list)) != len(config.class_allow_list):
         raise ConfigError(f"{path}: class_allow_list names a class twice")
-    documents.load(policy_path(path, config), AttestationPolicy)
+    policy = documents.load(policy_path(path, config), AttestationPolicy)
+    if config.cc_gpu_mechanism is not None and policy.gpu == "none":
+        raise ConfigError(f"{path}: has GPUs, and {policy_path(path, config).name} refuses evidence of GPUs")
     return config
 
 
@@ -86,8 +123,11 @@ def _check_class(entry: str, path: Path) -> None:
         raise ConfigError(f"{path}: class_allow_list: {entry!r} is not the full path of one class")
     module_name, _, class_name = entry.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
+        spec = importlib.util.find_spec(module_name)
     except ImportError as error:
-        raise ConfigError(f"{path}: class_allow_list: {entry!r} cannot be imported: {error}") from error
-    if not isinstance(found, type) or found.__module__ != module_name:
+        raise ConfigError(f"{path}: class_allow_list: {entry!r} cannot be found: {error}") from error
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise ConfigError(f"{path}: class_allow_list: {entry!r} cannot be found: no module {module_name}")
+    tree = ast.parse(Path(spec.origin).read_bytes())  # read, not run: importing it would load torch
+    if class_name not in [each.name for each in tree.body if isinstance(each, ast.ClassDef)]:
         raise ConfigError(f"{path}: class_allow_list: {module_name} defines no class {class_name}")

@@ -46,6 +46,12 @@ def from_model(model: FLModel, limit: int = MAX_PAYLOAD) -> tuple[dict[str, Any]
     return parts, payload.tobytes()
 
 
+def has(message: Any, part: str) -> bool:
+    """Whether ``message`` says it holds ``part``; nothing of it is verified or copied."""
+    parts = (getattr(message, "meta", None) or {}).get(META)
+    return isinstance(parts, dict) and part in parts
+
+
 def nonce(parts: dict[str, Any]) -> bytes:
     """The challenge in a message, NONCE_BYTES long; SignatureError if there is none."""
     try:

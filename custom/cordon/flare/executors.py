@@ -7,6 +7,7 @@ Tasks (names are the job's):
 * ``train``: a signed global model under a ticket. Reply: the clipped, noised, signed delta; or a signed refusal.
 
 The first ``train`` brings the coordinator's evidence for this site's challenge; its signing key is pinned for the job.
+Both evidences are renewed before their leases end. A coordinator that lost its lease gets no training and no update.
 Every reply leaves at a tick of the study's public time grid: how long loading or training took tells a site's size.
 Nothing is logged through FLARE's context: such lines can be asked for from the console.
 """
@@ -45,7 +46,7 @@ from cordon.errors import (
     UpdateRejected,
 )
 from cordon.flare import codec, plan
-from cordon.flare.session import Session, job_context, open_session
+from cordon.flare.session import NOT_ATTESTED, Session, job_context, open_session
 
 ATTEST_TASK = "attest"
 TRAIN_TASK = "train"
@@ -110,6 +111,7 @@ class DPTrainExecutor(Executor):
             "evidence": evidence,
             "nonce": base64.b64encode(session.nonce).decode(),
             "policy_digest": session.kit.attest_policy_digest,
+            "lease_s": session.kit.attest_policy.lease_s,
         }
         try:
             plan.judge_job(session.kit, session.job)
@@ -134,13 +136,14 @@ class DPTrainExecutor(Executor):
         return loaded.patients
 
     def _train(self, session: Session, parts: dict[str, Any], payload: bytes, abort_signal: Signal) -> Shareable:
-        # 1. Who sends: the coordinator's job process, attested for this site's challenge, once per job.
+        # 1. Who sends: the coordinator's job process, attested for this site's challenge, within its lease.
         if not session.challenged_at:
             raise SignatureError("a model before the coordinator's challenge")
         if session.patients is None or session.layout is None or session.kit.policy is None:
             raise DataError("this site refused to train when it attested", "data_error")
-        if session.coordinator_key is None:
+        if session.coordinator_key is None or (session.nonce and "evidence" in parts):
             session.appraise_coordinator(parts.get("evidence"))
+        session.require_coordinator()
         header = session.accept_model(parts, payload)
         model = messages.unpack("w", payload, session.layout.size)
         if not np.isfinite(model).all():
@@ -172,7 +175,8 @@ class DPTrainExecutor(Executor):
         if unsafe is not None:
             delta = unsafe_poc.update(unsafe, delta)
 
-        # 4. Sign what is sent.
+        # 4. Sign what is sent. Nothing is released to a coordinator whose lease ended meanwhile.
+        session.require_coordinator()
         packed = messages.pack("delta", delta)
         update = messages.UpdateHeader(
             v=1,
@@ -194,6 +198,8 @@ class DPTrainExecutor(Executor):
 
 def refusal_code(error: CordonError) -> str:
     """The reason code that may leave the site for ``error`` (``messages.REFUSAL_REASONS``)."""
+    if isinstance(error, AttestError) and error.failures[0][0] == NOT_ATTESTED:
+        return NOT_ATTESTED
     if isinstance(error, DataError):
         return error.code if error.code in messages.REFUSAL_REASONS else "data_error"
     for kind, code in (

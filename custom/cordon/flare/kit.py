@@ -7,6 +7,7 @@ project stops the process with that file's name.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,12 +17,17 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from cordon import documents, signing, study
+from cordon.attest import collateral, standing
 from cordon.attest import policy as attestation
 from cordon.attest.claims import Attester
 from cordon.attest.policy import AttestationPolicy
+from cordon.attest.standing import Standing
+from cordon.attest.vendor import Trust
 from cordon.data.contract import MAPPING_SCHEMA, FeatureContract, Mapping
 from cordon.documents import Document
 from cordon.errors import ConfigError, MappingError, SignatureError
+from cordon.flare.authorizers import TeeEnvironment, attester_for
+from cordon.site import pin
 from cordon.site import policy as site_policy
 from cordon.site.policy import Attestation, SitePolicy
 from cordon.study import Name, StudyContract
@@ -31,6 +37,9 @@ if TYPE_CHECKING:
 
 COORDINATOR_SCHEMA = "cordon/coordinator/v1"
 SOFTWARE_TEE = "software_tee"  # folder in local/, POC only
+TEE_FILE = "tee.yml"  # in local/
+COLLATERAL = "collateral"  # folder in local/
+STANDING_FILE = "attestation_standing.json"  # in the kit's root, by the parent process for its job processes
 
 Role = Literal["coordinator", "hospital"]
 
@@ -51,8 +60,8 @@ class CoordinatorConfig(Document, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Kit:
-    """A checked kit. ``policy`` is set for a hospital, ``coordinator`` for the coordinator."""
+class KitDocuments:
+    """What a kit says, checked. ``policy`` is set for a hospital, ``coordinator`` for the coordinator."""
 
     root: Path
     name: str
@@ -61,16 +70,30 @@ class Kit:
     policy: SitePolicy | None
     coordinator: CoordinatorConfig | None
     mtls_key: signing.PrivateKey
-    attest_policy: AttestationPolicy
-    attest_policy_digest: str
-    attest_roots: dict[str, x509.Certificate]
-    attester: Attester
+    trust: Trust
     now: datetime
 
     @property
     def local(self) -> Path:
         """The folder against which policies resolve their paths."""
         return self.root / "local"
+
+    @property
+    def attest_policy(self) -> AttestationPolicy:
+        """By which this side judges its peers."""
+        return self.trust.policy
+
+    @property
+    def attest_policy_digest(self) -> str:
+        """Named in this side's challenges, and by the evidence that answers them."""
+        return self.trust.policy.digest
+
+    def standing(self, peer: str) -> Standing:
+        """Where ``peer`` stands with this kit's parent process; for its job processes. Without word: unattested."""
+        try:
+            return standing.read(self.root / STANDING_FILE).get(peer, standing.UNKNOWN)
+        except ConfigError:
+            return standing.UNKNOWN
 
     @property
     def evaluation_source(self) -> Path | None:
@@ -105,12 +128,31 @@ class Kit:
         return mapping
 
 
+@dataclass(frozen=True)
+class Kit(KitDocuments):
+    """A checked kit on the machine that makes its evidence."""
+
+    attester: Attester
+
+
 def load_kit(root: Path, now: datetime) -> Kit:
-    """The kit at ``root`` (the folder with ``startup/`` and ``local/``).
+    """The kit at ``root`` (the folder with ``startup/`` and ``local/``), if it may start on this machine.
 
     Raises:
-        ConfigError: a file is missing or does not fit, the kit is of another project, or it asks for hardware evidence
-            that this version cannot verify.
+        ConfigError: as ``read_kit``; no pin for a hospital's production kit; the TEE that it names is not here.
+        SignatureError: as ``read_kit``; the kit is of another study or policy key than the hospital pinned here.
+    """
+    read = read_kit(root, now)
+    if read.role == "hospital":
+        pin.check_start(read.root, read.study, read.name, os.environ)
+    return Kit(**vars(read), attester=_attester(read.local, read.name, read.study))
+
+
+def read_kit(root: Path, now: datetime) -> KitDocuments:
+    """What the kit at ``root`` says, wherever it lies: no TEE and no pin is asked for.
+
+    Raises:
+        ConfigError: a file is missing or does not fit, or the kit is of another project.
         SignatureError: a document is unsigned, changed, or signed by the wrong key.
     """
     root = root.resolve()
@@ -137,9 +179,7 @@ def load_kit(root: Path, now: datetime) -> Kit:
         judged_by = documents.load(path, AttestationPolicy)
 
     check_profile(judged_by, agreed, path)
-    check_verifiable(judged_by, path)
-    roots = _software_root(judged_by, path)
-    return Kit(
+    return KitDocuments(
         root=root,
         name=name,
         role=role,
@@ -147,10 +187,7 @@ def load_kit(root: Path, now: datetime) -> Kit:
         policy=policy,
         coordinator=coordinator,
         mtls_key=mtls_key,
-        attest_policy=judged_by,
-        attest_policy_digest=judged_by.digest,
-        attest_roots=roots,
-        attester=_attester(local / SOFTWARE_TEE, name),
+        trust=Trust(judged_by, collateral.read(local / COLLATERAL), _software_root(judged_by, path)),
         now=now,
     )
 
@@ -170,15 +207,6 @@ def check_profile(policy: AttestationPolicy, agreed: StudyContract, path: Path) 
     """ConfigError unless the attestation policy is of the study's profile."""
     if policy.profile != agreed.profile:
         raise ConfigError(f"{path}: profile {policy.profile}, the study's is {agreed.profile}")
-
-
-def check_verifiable(policy: AttestationPolicy, path: Path) -> None:
-    """ConfigError unless this version can judge every type of evidence that the policy accepts."""
-    hardware = [kind for kind in policy.evidence if kind != "software"]
-    if hardware:
-        raise ConfigError(
-            f"{path}: no hardware verifier for {', '.join(hardware)} in this version: production kits do not start"
-        )
 
 
 def _role(root: Path) -> tuple[Role, str]:
@@ -214,20 +242,22 @@ def _identity(base: Path, role: Role, agreed: StudyContract) -> tuple[str, signi
     return name, mtls_key
 
 
-def _software_root(policy: AttestationPolicy, path: Path) -> dict[str, x509.Certificate]:
-    if "software" not in policy.evidence:
-        return {}
+def _software_root(policy: AttestationPolicy, path: Path) -> x509.Certificate | None:
+    if policy.software == "none":
+        return None
     from cordon.attest import software
 
-    return {"software": software.load_certificate(documents.read_bytes(path.parent / policy.root))}
+    return software.load_certificate(documents.read_bytes(path.parent / policy.software.root))
 
 
-def _attester(folder: Path, name: str) -> Attester:
-    """What makes this process's own evidence: in this version the software TEE of a POC kit."""
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{folder}: no such folder; this version makes software evidence only, so only POC kits start"
-        )
+def _attester(local: Path, name: str, agreed: StudyContract) -> Attester:
+    """What makes this process's own evidence: the TEE that ``tee.yml`` names, or the software TEE of a POC kit."""
+    environment = local / TEE_FILE
+    if environment.exists():
+        return attester_for(documents.load(environment, TeeEnvironment), local)
+    folder = local / SOFTWARE_TEE
+    if agreed.profile != "poc":
+        raise ConfigError(f"{environment}: missing; a kit outside POC says there what makes its evidence")
     from cordon.attest import software
 
     attester = software.load_attester(

@@ -1,7 +1,8 @@
 """Checks the signed documents of a study and copies them into kits: the same code for POC and production.
 
 The folder holds ``study.yml``, ``coordinator.yml``, ``<hospital>.yml`` and ``mappings/<hospital>.yml``, each hospital's
-files with a ``.sig``. What a kit gets is what was signed, byte for byte.
+files with a ``.sig``; where wanted, ``vek/<participant>.crt`` and ``collateral/``. What a kit gets is what was signed,
+byte for byte.
 """
 
 from __future__ import annotations
@@ -11,24 +12,31 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
+import yaml
+
 from cordon import documents, signing, study
+from cordon.attest import collateral
 from cordon.attest import policy as attestation
 from cordon.attest.policy import AttestationPolicy
 from cordon.data import contract
 from cordon.errors import ConfigError
-from cordon.flare.kit import CoordinatorConfig, check_profile, check_site_policy
+from cordon.flare import authorizers
+from cordon.flare.authorizers import TeeEnvironment
+from cordon.flare.cc_profile import CCConfig
+from cordon.flare.kit import COLLATERAL, CoordinatorConfig, check_profile, check_site_policy
 from cordon.site import policy as site_policy
 from cordon.site.policy import SitePolicy
 from cordon.study import StudyContract
 
 
 def check_study(
-    folder: Path, profile: str, server: str, certificates: Mapping[str, str], now: datetime
+    folder: Path, profile: str, server: str, certificates: Mapping[str, str], now: datetime, everybody: bool = True
 ) -> StudyContract:
     """The study contract in ``folder``, if it is signed by all and of just these participants with just these keys.
 
     Args:
         certificates: participant -> SPKI (base64 DER) of the certificate that its kit holds.
+        everybody: whether ``certificates`` are those of all members. False where one member makes its own kit.
     """
     path = folder / "study.yml"
     agreed = study.load_signed(path, now)
@@ -36,9 +44,14 @@ def check_study(
         raise ConfigError(f"{path}: profile {agreed.profile}, this project's is {profile}")
     members = {agreed.coordinator.name: agreed.coordinator.mtls_key}
     members |= {hospital.name: hospital.mtls_key for hospital in agreed.roster}
-    if agreed.coordinator.name != server or set(members) != set(certificates):
-        wanted, got = ", ".join(sorted(certificates)), ", ".join(sorted(members))
-        raise ConfigError(f"{path}: is between {got}, led by {agreed.coordinator.name}; this project has {wanted}")
+    got = f"is between {', '.join(sorted(members))}, led by {agreed.coordinator.name}"
+    if agreed.coordinator.name != server:
+        raise ConfigError(f"{path}: {got}; this project's server is {server}")
+    if not set(certificates) <= set(members) or (everybody and set(members) != set(certificates)):
+        raise ConfigError(
+            f"{path}: {got}; this project makes kits for {', '.join(sorted(certificates))}. To change the members, "
+            "move study.yml and its signature out of the folder: the next run issues certificates for a new contract"
+        )
     for name, spki in certificates.items():
         if signing.spki_digest(signing.decode_spki(spki)) != signing.spki_digest(members[name]):
             raise ConfigError(f"{path}: names another mTLS key for {name} than the certificate in its kit")
@@ -84,6 +97,34 @@ def pack_coordinator(folder: Path, policy_path: Path, local: Path, agreed: Study
     _copy(folder / "study.yml", local / "study.yml")
     _copy(path, local / "coordinator.yml")
     _copy(policy_path, _inside(local, config.attestation.policy, path))
+
+
+def pack_tee(folder: Path, local: Path, name: str, config: CCConfig) -> None:
+    """Write ``tee.yml``: what makes this participant's evidence. Beside it ``vek/<name>.crt``, if it was handed in."""
+    vek = folder / "vek" / f"{name}.crt"
+    environment = {
+        "version": authorizers.SCHEMA,
+        "evidence": config.evidence,
+        "gpu": "none" if config.cc_gpu_mechanism is None else "nvidia",
+        "device": config.evidence_device,
+        "vek": "vek.crt" if vek.exists() else None,
+    }
+    text = yaml.safe_dump(environment, sort_keys=False).encode()
+    documents.parse(text, TeeEnvironment, f"{name}: {authorizers.FILE}")
+    (local / authorizers.FILE).write_bytes(text)
+    if vek.exists():
+        _copy(vek, local / "vek.crt")
+
+
+def pack_collateral(folder: Path, local: Path) -> None:
+    """Copy vendors' statements (CRLs, Intel's collateral, RIM files) from ``collateral/``, if there are any.
+
+    They age, so whoever looks after the site also puts fresh ones into the kit later.
+    """
+    source = folder / COLLATERAL
+    if source.is_dir():
+        collateral.read(source)
+        shutil.copytree(source, local / COLLATERAL, dirs_exist_ok=True)
 
 
 def _inside(local: Path, name: str, said_in: Path) -> Path:

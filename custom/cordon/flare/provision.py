@@ -9,6 +9,8 @@ certificates) and before SignatureBuilder (which signs what it wrote)::
 ``profile: poc`` (``nvflare poc prepare``) makes all keys, fills the templates and signs for everybody. ``production``
 packages only what the hospitals signed. The first ``nvflare provision``, while there is no study contract yet, issues
 certificates and nothing that could start; the contract names them, the hospitals sign it, the second run makes kits.
+``distributed: true`` makes one kit on its participant's own machine, where its private key was made and stays
+(``nvflare package``; the builder stands in the participant definition that ``nvflare cert request`` was given).
 ``unsafe_containers: true`` beside ``profile: poc`` makes POC kits by ``nvflare provision`` (docker/project.yml).
 """
 
@@ -54,13 +56,14 @@ class CordonBuilder(Builder):
 
     Args:
         profile: poc | production; must fit the command (``nvflare poc prepare`` | ``nvflare provision``).
+        distributed: for ``nvflare package``, production only: makes the one kit whose certificate and key lie here.
         unsafe_containers: lets profile poc be provisioned by ``nvflare provision``, for containers on one machine: POC
             keys, software evidence.
         documents: folder with ``study.yml``, ``coordinator.yml``, ``<hospital>.yml`` (site policy) and
             ``mappings/<hospital>.yml``; for production each hospital's file with its ``.sig``.
         contracts: feature contracts whose digests a POC study allows; production lists them in the signed study.
         base: folder against which this builder's paths and ``cc_config`` resolve. Default: the folder of the project
-            file that the command line names (-i or -p), else the current folder.
+            file that the command line names (-i or -p), else (``nvflare package`` names none) the current folder.
     """
 
     def __init__(
@@ -69,10 +72,12 @@ class CordonBuilder(Builder):
         documents: str,
         contracts: list[str] | None = None,
         base: str | None = None,
+        distributed: bool = False,
         unsafe_containers: bool = False,
     ) -> None:
         super().__init__()
         self.profile = profile
+        self.distributed = distributed
         self.unsafe_containers = unsafe_containers
         self.documents = documents
         self.contracts = contracts or []
@@ -85,7 +90,7 @@ class CordonBuilder(Builder):
         self._check_mode(ctx.get_provision_mode())
         if project.get_relays():
             raise ConfigError("relays are not supported: evidence is exchanged between coordinator and hospitals")
-        for participant in _attested(project):
+        for participant in self._kits(project):
             given = participant.get_prop(PropKey.CC_CONFIG)
             if not isinstance(given, str) or not given:
                 raise ConfigError(f"participant {participant.name}: no cc_config; every server and client needs one")
@@ -94,6 +99,8 @@ class CordonBuilder(Builder):
             if (config.evidence == "software") != (self.profile == "poc"):
                 raise ConfigError(f"{path}: evidence {config.evidence} does not fit profile {self.profile}")
             self._profiles[participant.name] = (path, config)
+            if not config.runs_jobs:
+                raise ConfigError(f"{path}: the profile of a key broker, and {participant.name} runs jobs")
             participant.set_prop(PropKey.CC_ENABLED, True)  # FLARE then signs the whole kit
 
     @_fail_closed
@@ -101,10 +108,17 @@ class CordonBuilder(Builder):
         """Write Cordon's part of each kit."""
         now = datetime.now(UTC)
         Path(ctx.get_state_dir()).chmod(0o700)  # FLARE keeps the CA's and everybody's private key in there
-        for participant in _attested(project):
+        mine = self._kits(project)
+        for participant in mine:
             if (Path(ctx.get_ws_dir(participant)) / ProvFileName.SIGNATURE_JSON).exists():
                 raise ConfigError("put CordonBuilder before SignatureBuilder: its files must be signed too")
-        certificates = {each.name: _certificate(each, ctx) for each in _attested(project)}
+        for participant in _attested(project):
+            if participant not in mine and _certificate_path(participant, ctx).exists():
+                raise ConfigError(
+                    f"distributed: true is for `nvflare package`, which makes one kit; this project also makes "
+                    f"{participant.name}'s, which would be a kit without attestation"
+                )
+        certificates = {each.name: _certificate(each, ctx) for each in mine}
         folder = self._resolve(self.documents)
         if self._certificates_only():
             return
@@ -122,9 +136,11 @@ class CordonBuilder(Builder):
             )
             folder, policies = made.folder, made.policies
             _name_coordinator(folder / "coordinator.yml", project.get_server().name)
-        agreed = packaging.check_study(folder, self.profile, project.get_server().name, certificates, now)
+        agreed = packaging.check_study(
+            folder, self.profile, project.get_server().name, certificates, now, everybody=not self.distributed
+        )
 
-        for participant in _attested(project):
+        for participant in mine:
             local = Path(ctx.get_local_dir(participant))
             _, config = self._profiles[participant.name]
             hospital = participant.name != project.get_server().name
@@ -137,8 +153,11 @@ class CordonBuilder(Builder):
             else:
                 packaging.pack_coordinator(folder, policies[participant.name], local, agreed)
                 kit_files.limit_outcome_wait(Path(ctx.get_kit_dir(participant)))
+            packaging.pack_collateral(folder, local)
             if self.profile == "poc":
                 poc_documents.write_tee(Path(ctx.get_state_dir()), local, participant.name, now)
+            else:
+                packaging.pack_tee(folder, local, participant.name, config)
             kit_files.write_components(local, config, hospital)
             kit_files.restrict_resources(local, config, log_streaming)
             kit_files.write_authorization(local)
@@ -167,6 +186,8 @@ class CordonBuilder(Builder):
         """ConfigError unless the profile fits the command that runs."""
         if self.unsafe_containers not in (True, False) or (self.unsafe_containers and self.profile != "poc"):
             raise ConfigError("unsafe_containers is true or false, and true with profile poc only")
+        if self.distributed not in (True, False) or (self.distributed and self.profile != "production"):
+            raise ConfigError("distributed is true or false, and true with profile production only")
         wanted = ProvisionMode.NORMAL if self.unsafe_containers else PROFILES.get(self.profile)
         if wanted != mode:
             raise ConfigError(
@@ -175,7 +196,16 @@ class CordonBuilder(Builder):
             )
 
     def _certificates_only(self) -> bool:
-        return self.profile == "production" and not (self._resolve(self.documents) / "study.yml").exists()
+        if self.profile != "production" or self.distributed:
+            return False
+        return not (self._resolve(self.documents) / "study.yml").exists()
+
+    def _kits(self, project: Project) -> list[Participant]:
+        """The participants whose kits are made here; ``nvflare package`` has one, and knows the server by name only."""
+        if not self.distributed:
+            return _attested(project)
+        clients = project.get_clients()
+        return list(clients) if clients else [project.get_server()]
 
     def _resolve(self, path: str) -> Path:
         return (project_folder(sys.argv[1:]) / (self.base or "") / path).resolve()
@@ -184,7 +214,8 @@ class CordonBuilder(Builder):
 def project_folder(arguments: list[str]) -> Path:
     """Folder of the project file that an ``nvflare`` command line names; FLARE does not tell builders which it is."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-i", "--project-input", "--project_input", "-p", "--project_file", dest="file", nargs="?")
+    names = ("-i", "--project-input", "--project_input", "-p", "--project-file", "--project_file")
+    parser.add_argument(*names, dest="file", nargs="?")
     named, _ = parser.parse_known_args(arguments)
     if named.file and Path(named.file).is_file():
         return Path(named.file).resolve().parent
@@ -202,8 +233,11 @@ def _name_coordinator(path: Path, name: str) -> None:
     path.write_text(yaml.safe_dump({**tree, "name": name}, sort_keys=False))
 
 
-def _certificate(participant: Participant, ctx: ProvisionContext) -> str:
-    """SPKI (base64 DER) of the certificate that CertBuilder issued."""
+def _certificate_path(participant: Participant, ctx: ProvisionContext) -> Path:
     base = "server" if participant.type == "server" else "client"
-    path = Path(ctx.get_kit_dir(participant)) / f"{base}.crt"
-    return signing.encode_spki(signing.load_public_key(documents.read_bytes(path)))
+    return Path(ctx.get_kit_dir(participant)) / f"{base}.crt"
+
+
+def _certificate(participant: Participant, ctx: ProvisionContext) -> str:
+    """SPKI (base64 DER) of the certificate that the kit holds."""
+    return signing.encode_spki(signing.load_public_key(documents.read_bytes(_certificate_path(participant, ctx))))

@@ -7,11 +7,9 @@ decisions are those of the pure ``Coordinator`` state machine; here are messages
 
 from __future__ import annotations
 
-import base64
 import queue
 import secrets
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,22 +20,21 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from cordon import documents, messages, models, signing
 from cordon import job as jobs
 from cordon.asyncfl.coordinator import Coordinator
-from cordon.attest.appraise import appraise, make_evidence
-from cordon.attest.binding import NONCE_BYTES
 from cordon.attest.keys import ProcessKeys
 from cordon.data.contract import FeatureContract
 from cordon.data.reference import read_reference
 from cordon.errors import AttestError, ConfigError, SignatureError, UpdateRejected
 from cordon.evaluation import auc_and_accuracy
 from cordon.flare import codec, plan
+from cordon.flare.admission import Admission, Peer
 from cordon.flare.executors import ATTEST_TASK, TRAIN_TASK
 from cordon.flare.kit import Kit
 from cordon.flare.persistor import MODEL_FILE
-from cordon.flare.session import job_context
 from cordon.report.events import EVENTS_FILE, EventLog
 from cordon.robust.rules import RULES
 
 MAX_REFERENCE = 1024**3  # bytes of an evaluation set
+RETRY_S = 5.0
 
 TRUST = {
     "unsafe_plain": "The coordinator sees every hospital's clipped and noised update: nothing but local differential "
@@ -60,20 +57,6 @@ class Flare(Protocol):
     def exception(self, text: str) -> None: ...
 
 
-@dataclass
-class Peer:
-    """A site as this job knows it: how to challenge it and, once attested, the key that signs for it."""
-
-    name: str
-    nonce: bytes = b""  # the open challenge, if there is one
-    challenged_at: float = 0.0  # monotonic seconds
-    signing_key: signing.PublicKey | None = None
-    out: bool = False  # excluded, and said so
-    version: int = -1  # the last model that it has certainly seen
-    evidence: dict[str, Any] | None = None
-    """The coordinator's own evidence for this site's challenge, sent along until the site has used it."""
-
-
 class Run:
     """One job run: the state machine, the peers' keys, and what is written down."""
 
@@ -90,6 +73,7 @@ class Run:
             raise ConfigError(f"{kit.name} is not a coordinator's kit")
         self.flare, self.inbox, self.kit, self.job, self.job_id = flare, inbox, kit, job, job_id
         self.keys = ProcessKeys.generate()
+        self.admission = Admission(kit, job, job_id, self.keys)
         self.layout = plan.layout(job)
         executor, args = job.executor, job.controller
         features = plan.feature_contract(job)
@@ -120,7 +104,6 @@ class Run:
         awaited = set(self.peers)  # sites whose evidence the job still waits for before it may end
         for peer in self.peers.values():
             self._challenge(peer)
-        deadline = time.monotonic() + self.kit.attest_policy.max_age_s
         while not self.flare.abort_signal.triggered:
             for kind, site, what in self._arrivals():
                 if kind in ("result", "error"):
@@ -128,11 +111,11 @@ class Run:
                 self._take(kind, site, what)
                 if self.state.ready():  # at once: sites send at the same ticks, so more may wait in the same batch
                     self._apply()
-            if time.monotonic() > deadline:
-                for site in sorted(awaited):
-                    self._lose(site, f"no evidence within {self.kit.attest_policy.max_age_s:.0f} s")
-                awaited.clear()
             now = time.monotonic()
+            for peer in self.peers.values():
+                self._watch(peer, now)
+                if peer.overdue:
+                    awaited.discard(peer.name)
             for ticket in self.state.expired(now):
                 self._lose(ticket.site, f"no answer within {self.job.controller.ticket_timeout_s:.0f} s")
             # While evidence is awaited, only the last planned version ends the job: more sites may still come.
@@ -143,8 +126,11 @@ class Run:
                 self.flare.info(f"done after {self.state.version} versions: {reason}")
                 return
             for site in self.state.wants():
-                if self.peers[site].signing_key is not None:
-                    self._issue(self.peers[site], now)
+                peer = self.peers[site]
+                if self.admission.renewal_due(peer, now):
+                    self._challenge(peer)
+                elif peer.leased(now) and not peer.nonce:
+                    self._issue(peer, now)
         self.log.write("done", versions=self.state.version, reason="aborted")
 
     def _take(self, kind: str, site: str, what: Any) -> None:
@@ -154,8 +140,8 @@ class Run:
             self.flare.warning(f"ignoring {kind} from {site}: not a site of this job")
             return
         try:
-            if peer.nonce and kind in ("result", "error"):  # the challenge is still open
-                self._admit(peer, kind, what)
+            if peer.nonce and kind in ("result", "error") and (peer.signing_key is None or codec.has(what, "evidence")):
+                self._admit(peer, kind, what)  # else a late answer to a ticket while a renewal is on its way
             else:
                 self._judge(peer, kind, what)
         except Exception as error:
@@ -212,52 +198,50 @@ class Run:
         )
 
     def _challenge(self, peer: Peer) -> None:
-        peer.nonce, peer.challenged_at = secrets.token_bytes(NONCE_BYTES), time.monotonic()
-        parts = {
-            "nonce": base64.b64encode(peer.nonce).decode(),
-            "policy_digest": self.kit.attest_policy_digest,
-        }
-        self.flare.send(ATTEST_TASK, codec.to_model(parts), peer.name)
+        self.flare.send(ATTEST_TASK, codec.to_model(self.admission.challenge(peer)), peer.name)
+
+    def _watch(self, peer: Peer, now: float) -> None:
+        """Take a site out whose parent process lost its lease or that leaves a challenge open; ask again when due."""
+        if self.state.state[peer.name] in ("refused", "excluded"):
+            return
+        held = self.admission.parent_standing(peer)
+        if held and not peer.held:
+            self._lose(peer.name, f"not attested with the coordinator: {held}")
+        elif peer.held and not held and peer.signing_key is not None:
+            self.state.returned(peer.name)
+        peer.held = held
+        if self.admission.late(peer) and not peer.overdue:
+            peer.overdue = True
+            self._lose(peer.name, f"no evidence within {self.kit.attest_policy.max_age_s:.0f} s")
+        if peer.ask_at is not None and now >= peer.ask_at:
+            self._challenge(peer)
 
     def _admit(self, peer: Peer, kind: str, what: Any) -> None:
         """The site's answer to the challenge: its attested key, or why it is not part of this job."""
-        nonce, peer.nonce = peer.nonce, b""  # single use: gone before it is checked
-        if kind == "result" and time.monotonic() - peer.challenged_at > self.kit.attest_policy.max_age_s:
+        if kind != "result":
+            peer.nonce = b""
+            self._lose(peer.name, f"no evidence: error inside the site ({what}); its own log has the details")
+            return
+        if self.admission.late(peer):
             # Too old to count; the site is there, so it may show fresh evidence. Until then the job goes on without it.
             self._lose(peer.name, "evidence came too late; challenged anew")
             self._challenge(peer)
             return
-        if kind != "result":
-            self._lose(peer.name, f"no evidence: error inside the site ({what}); its own log has the details")
-            return
         try:
             parts, _ = codec.from_model(what, limit=0)
-            appraisal = appraise(
-                parts.get("evidence"),
-                nonce=nonce,
-                context=job_context(self.kit, self.job, self.job_id, peer.name, self.kit.attest_policy_digest),
-                mtls_key=self.kit.study.hospital(peer.name).mtls_key,
-                policy=self.kit.attest_policy,
-                roots=self.kit.attest_roots,
-                now=datetime.now(UTC),
-            )
+            appraisal = self.admission.judge(peer, parts)
             self.log.write(
                 "attested", site=peer.name, verdict=appraisal.verdict, type=appraisal.type, codes=appraisal.codes
             )
             key = appraisal.signing_key  # raises unless the verdict is pass
             if "refusal" in parts:
-                self._refused(peer.name, parts["refusal"], key)
+                self._refused(peer, parts["refusal"], key)
                 return
-            peer.evidence = make_evidence(
-                self.kit.attester,
-                job_context(self.kit, self.job, self.job_id, self.kit.name, codec.policy_digest(parts)),
-                codec.nonce(parts),
-                self.keys,
-                self.kit.mtls_key,
-            )
-            peer.signing_key = key
-            self.state.returned(peer.name)  # where its answer came after the job stopped waiting for it
+            self.admission.admit(peer, appraisal, parts)
+            if not peer.held:
+                self.state.returned(peer.name)  # where its answer came after the job stopped waiting for it
         except (AttestError, SignatureError) as error:
+            peer.nonce = b""
             self.flare.warning(f"{peer.name} is not admitted: {str(error)[:300]}")
             self._out(peer.name, "attestation_failed")
 
@@ -267,18 +251,18 @@ class Run:
             self._lose(peer.name, "disconnected")
             return
         if kind == "reconnected":
-            if peer.signing_key is not None:  # else its evidence, when it comes, brings it back
+            if peer.signing_key is not None and not peer.held:  # else its evidence, when it comes, brings it back
                 self.state.returned(peer.name)
             return
         if kind == "error":
             self._lose(peer.name, f"error inside the site ({what}); its own log has the details")
             return
-        if peer.signing_key is None:
+        if peer.signing_key is None or peer.held:  # quarantined since: what it made does not count
             return
         try:
             parts, payload = codec.from_model(what, limit=self.max_payload)
             if "refusal" in parts:
-                self._refused(peer.name, parts["refusal"], peer.signing_key)
+                self._refused(peer, parts["refusal"], peer.signing_key)
                 return
             header = messages.verify(parts.get("update"), messages.UpdateHeader, peer.signing_key, datetime.now(UTC))
         except SignatureError as error:
@@ -326,11 +310,15 @@ class Run:
             peer.out = True
             self.log.write("excluded", site=peer.name, reason=f"{faults} faults, last {error.code}")
 
-    def _refused(self, site: str, envelope: Any, key: signing.PublicKey) -> None:
+    def _refused(self, peer: Peer, envelope: Any, key: signing.PublicKey) -> None:
         refusal = messages.verify(envelope, messages.Refusal, key, datetime.now(UTC))
         code = refusal.code if refusal.code in messages.REFUSAL_REASONS else "site_error"
-        self.flare.warning(f"{site} does not train: {code}: {messages.REFUSAL_REASONS[code]}")
-        self._out(site, code)
+        self.flare.warning(f"{peer.name} does not train: {code}: {messages.REFUSAL_REASONS[code]}")
+        if code == "coordinator_not_attested":  # this side's fault, and it may mend: ask again with fresh evidence
+            self._lose(peer.name, messages.REFUSAL_REASONS[code])
+            peer.ask_at = time.monotonic() + RETRY_S
+        else:
+            self._out(peer.name, code)
 
     def _out(self, site: str, code: str) -> None:
         self.state.refuse(site, code)

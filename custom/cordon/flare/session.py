@@ -31,6 +31,7 @@ from cordon.params import Layout
 
 RUNS = Path("cordon_state") / "jobs"  # in the kit; FLARE's own run folder is emptied at each deployment
 MAX_LINKS = 100_000
+NOT_ATTESTED = "coordinator_not_attested"
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Session:
     nonce: bytes = b""
     challenged_at: float = 0.0  # monotonic seconds
     coordinator_key: signing.PublicKey | None = None
+    coordinator_until: float = 0.0  # monotonic seconds: end of the lease of the coordinator's job process
     patients: Patients | None = None
     layout: Layout | None = None
     claimed: bool = False
@@ -84,7 +86,11 @@ class Session:
         self.rounds_used += 1
 
     def appraise_coordinator(self, evidence: Any) -> None:
-        """Pin the coordinator's signing key if its evidence answers this site's open challenge; raises AttestError."""
+        """Pin the coordinator's signing key, or renew its lease, if its evidence answers this site's open challenge.
+
+        Raises:
+            AttestError: it does not, or the renewal is of another process than the one that was pinned.
+        """
         kit, nonce = self.kit, self.nonce
         self.nonce = b""  # single use: gone before it is checked
         if not nonce:
@@ -97,11 +103,22 @@ class Session:
             nonce=nonce,
             context=job_context(kit, self.job, self.job_id, name, kit.attest_policy_digest),
             mtls_key=kit.study.coordinator.mtls_key,
-            policy=kit.attest_policy,
-            roots=kit.attest_roots,
+            trust=kit.trust,
             now=datetime.now(UTC),
         )
-        self.coordinator_key = appraisal.signing_key  # raises unless the verdict is pass
+        key = appraisal.signing_key  # raises unless the verdict is pass
+        if self.coordinator_key is not None and signing.spki_digest(key) != signing.spki_digest(self.coordinator_key):
+            raise AttestError([("process_keys", "evidence of another process than the one pinned for this job")])
+        self.coordinator_key, self.coordinator_until = key, time.monotonic() + kit.attest_policy.lease_s
+
+    def require_coordinator(self) -> None:
+        """AttestError unless the coordinator's parent and job process both hold a live lease at this site, now."""
+        name, now = self.kit.study.coordinator.name, datetime.now(UTC)
+        standing = self.kit.standing(name)
+        if not standing.live(now):
+            raise AttestError([(NOT_ATTESTED, f"{name}: {standing.said(now)}")])
+        if self.coordinator_key is None or time.monotonic() >= self.coordinator_until:
+            raise AttestError([(NOT_ATTESTED, f"the job process of {name} has not renewed its evidence")])
 
     def accept_model(self, parts: Mapping[str, Any], payload: bytes) -> messages.ModelHeader:
         """The verified header of a global model of this job that continues the chain seen so far; SignatureError else.

@@ -1,5 +1,6 @@
 """The CC manager on both sides, with the cell between them replaced by a function call."""
 
+import base64
 import copy
 import json
 import os
@@ -7,13 +8,14 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.fl_exception import NotAuthenticated
-from nvflare.fuel.f3.cellnet.defs import ReturnCode
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
@@ -21,10 +23,16 @@ from nvflare.lighter.provisioner import Provisioner
 from nvflare.private.defs import ClientRegSession, ClientType, InternalFLContextKey, new_cell_message
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 
+from cordon import signing
+from cordon.attest import fault, software
 from cordon.attest import verifier as attest_verifier
-from cordon.errors import AttestError
+from cordon.attest.appraise import make_evidence
+from cordon.attest.binding import Context
+from cordon.attest.keys import ProcessKeys
+from cordon.errors import AttestError, ConfigError
 from cordon.flare import gates
-from cordon.flare.cc_manager import AUDIT_FILE, CHANNEL, EXIT_BAD_KIT, CordonCCManager
+from cordon.flare.cc_manager import AUDIT_FILE, CHANNEL, EXIT_BAD_KIT, FAULT_FOLDER, CordonCCManager
+from cordon.flare.kit import load_kit
 
 HOSPITALS = ("hospital-a", "hospital-b")
 
@@ -42,8 +50,8 @@ def kits(repo_root, tmp_path_factory):
 
 
 class Client:
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, name, token=""):
+        self.name, self.token = name, token
 
     def get_fqcn(self):
         return self.name
@@ -54,7 +62,7 @@ class Network:
 
     def __init__(self):
         self.callbacks, self.connected, self.asked = {}, [], []
-        self.tamper = {}
+        self.tamper, self.tokens = {}, {}
         self.cells = {}
 
     def engine(self, name):
@@ -93,7 +101,7 @@ class Network:
                 return cell
 
             def get_clients(self):
-                return [Client(name) for name in network.connected]
+                return [Client(name, network.tokens.get(name, "")) for name in network.connected]
 
         return Engine()
 
@@ -173,7 +181,8 @@ def test_attested_sites_take_part(federation):
     assert [(line["peer"], line["verdict"], line["type"]) for line in lines] == [
         (name, "pass", "software") for name in HOSPITALS
     ]
-    assert {"time", "peer", "verdict", "type", "codes"} == set(lines[0])
+    fields = {"time", "peer", "verdict", "type", "state", "lease_until", "policy_digest", "evidence_sha256", "codes"}
+    assert set(lines[0]) == fields
 
 
 def test_one_bad_site_is_left_out_and_the_others_go_on(federation):
@@ -356,3 +365,77 @@ def test_the_watch_starts_and_ends(federation):
     server.handle_event(EventType.SYSTEM_END, _context())
     assert not server._thread.is_alive()
     assert all(server.attested(name) for name in HOSPITALS)
+
+
+def test_a_site_that_registers_anew_must_show_evidence_anew(federation):
+    """Else a clone of its kit, started outside the confidential VM, would inherit the lease."""
+    network, managers, folder = federation
+    assert [site for site, (ok, _) in _resources(managers["server"], HOSPITALS).items() if ok] == list(HOSPITALS)
+    network.tamper["hospital-b"] = lambda reply: make_reply(ReturnCode.OK, body={"evidence": "none"})
+    network.tokens["hospital-b"] = "another"
+    assert [site for site, (ok, _) in _resources(managers["server"], HOSPITALS).items() if ok] == ["hospital-a"]
+    standing = load_kit(folder / "server", datetime.now(UTC)).standing("hospital-b")
+    assert (standing.state, standing.reasons) == ("unattested", ("evidence_format",))
+
+
+def test_a_hospital_that_registers_anew_asks_the_coordinator_anew(federation):
+    _, managers, _ = federation
+    managers["hospital-a"].require_coordinator()
+    managers["hospital-a"].handle_event(EventType.AFTER_CLIENT_REGISTER, _context())
+    assert not managers["hospital-a"].attested("server")
+    managers["hospital-a"].require_coordinator()
+
+
+def test_who_keeps_asking_for_evidence_gets_none_and_keeps_nobody_else_from_it(federation):
+    """A report costs the hardware seconds: one member must not be able to use them all up."""
+    network, _, _ = federation
+
+    def ask(origin):
+        request = new_cell_message({MessageHeaderKey.ORIGIN: origin}, {"nonce": b"n" * 32, "policy_digest": "0" * 64})
+        return network.callbacks["server"](request).get_header(MessageHeaderKey.RETURN_CODE)
+
+    codes = [ask("hospital-b") for _ in range(20)]
+    assert codes.count(ReturnCode.OK) == 8
+    assert set(codes) == {ReturnCode.OK, ReturnCode.SERVICE_UNAVAILABLE}
+    assert ask("hospital-a") == ReturnCode.OK
+
+
+def test_a_device_that_makes_no_report_is_no_crash(federation, monkeypatch):
+    _, managers, folder = federation
+
+    def broken(self, report_data):
+        raise ConfigError("tsm_busy: the device is busy")
+
+    monkeypatch.setattr(software.SoftwareAttester, "report", broken)
+    assert not any(ok for ok, _ in _resources(managers["server"], HOSPITALS).values())
+    assert {line["codes"][0][0] for line in _audit(folder, "server")} == {"no_answer"}
+
+
+def test_a_fault_leaves_a_record_that_anybody_can_check(federation):
+    network, managers, folder = federation
+    foreign = load_kit(folder / "hospital-a", datetime.now(UTC)).attester
+
+    def lent(reply):
+        body = signing.unverified_body(reply.payload["evidence"])
+        kit = load_kit(folder / "hospital-b", datetime.now(UTC))
+        context = msgspec.convert(body["context"], Context)
+        nonce = base64.b64decode(body["nonce"])
+        evidence = make_evidence(foreign, context, nonce, ProcessKeys.generate(), kit.mtls_key)
+        return make_reply(ReturnCode.OK, body={"evidence": evidence})
+
+    network.tamper["hospital-b"] = lent
+    assert [site for site, (ok, _) in _resources(managers["server"], HOSPITALS).items() if ok] == ["hospital-a"]
+    (path,) = (folder / "server" / FAULT_FOLDER).iterdir()
+    kit = load_kit(folder / "server", datetime.now(UTC))
+    failures = fault.verify(
+        json.loads(path.read_text()),
+        verifier_key=kit.study.coordinator.mtls_key,
+        peer="hospital-b",
+        peer_key=kit.study.hospital("hospital-b").mtls_key,
+        study=kit.study.digest,
+        trust=kit.trust,
+        now=datetime.now(UTC),
+    )
+    assert [code for code, _ in failures] == ["tee_holder"]
+    assert kit.standing("hospital-b").state == "quarantined"
+    assert _audit(folder, "server")[-1]["state"] == "quarantined"

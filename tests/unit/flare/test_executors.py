@@ -74,7 +74,7 @@ def test_nothing_but_the_signed_message_leaves_the_site(hand):
 
 def test_attest_says_no_more_than_evidence_and_challenge(hand):
     parts = hand().attest()
-    assert set(parts) == {"evidence", "nonce", "policy_digest"}
+    assert set(parts) == {"evidence", "nonce", "policy_digest", "lease_s"}
 
 
 def test_the_same_ticket_again_gets_the_same_bytes_and_costs_nothing(hand, trained):
@@ -218,7 +218,7 @@ def test_a_site_without_usable_data_says_so_once_and_trains_nothing(kits, hand, 
     spoil(kits)
     coordinator = hand()
     parts = coordinator.attest()
-    assert set(parts) == {"evidence", "nonce", "policy_digest", "refusal"}
+    assert set(parts) == {"evidence", "nonce", "policy_digest", "lease_s", "refusal"}
     key = coordinator.site.session.keys.signing_key.public_key()
     refusal = messages.verify(parts["refusal"], messages.Refusal, key, datetime.now(UTC))
     assert (refusal.job, refusal.ticket, refusal.code) == (JOB_ID, "", code)
@@ -266,7 +266,7 @@ def test_the_evidence_is_about_this_job_process(hand):
         asked = {"nonce": b"c" * 32, "context": context, **changes}
         mtls = kit.study.hospital("hospital-a").mtls_key
         now = datetime.now(UTC)
-        return appraise(evidence, mtls_key=mtls, policy=kit.attest_policy, roots=kit.attest_roots, now=now, **asked)
+        return appraise(evidence, mtls_key=mtls, trust=kit.trust, now=now, **asked)
 
     passed = judge()
     assert passed.verdict == "pass"
