@@ -16,6 +16,8 @@ from cordon import job as jobs
 from cordon import messages, signing
 from cordon.attest.keys import ProcessKeys
 from cordon.flare import executors
+from cordon.flare.kit import STANDING_FILE
+from fakes.federation_kits import SERVER, stand
 from fakes.in_process import job_files, message, open_message, said
 
 
@@ -120,7 +122,38 @@ def test_a_second_process_cannot_take_over(admitted, trained):
     other = ProcessKeys.generate()
     admitted.attest()
     evidence = admitted.evidence(keys=other)
-    _refused(admitted, admitted.model(key=other.signing_key, evidence=evidence), "bad_message", trained, 1)
+    _refused(admitted, admitted.model(key=other.signing_key, evidence=evidence), "attestation_failed", trained, 1)
+
+
+def test_a_coordinator_whose_parent_lost_its_lease_gets_no_training(admitted, trained):
+    stand(admitted.site.root, SERVER, "quarantined", reasons=("measurement",))
+    _refused(admitted, admitted.model(), "coordinator_not_attested", trained, 1)
+    stand(admitted.site.root, SERVER, lease_s=-1.0)  # nobody renewed it
+    _refused(admitted, admitted.model(), "coordinator_not_attested", trained, 1)
+    (admitted.site.root / STANDING_FILE).unlink()  # the parent process is gone or never was
+    _refused(admitted, admitted.model(), "coordinator_not_attested", trained, 1)
+    stand(admitted.site.root, SERVER)
+    assert said(admitted.train(admitted.model())) == ""
+
+
+def test_a_lease_that_ends_while_the_site_trains_releases_nothing(admitted, monkeypatch):
+    real = executors.train_round
+
+    def slow(*arguments, **options):
+        delta = real(*arguments, **options)
+        stand(admitted.site.root, SERVER, "quarantined", reasons=("debug",))
+        return delta
+
+    monkeypatch.setattr(executors, "train_round", slow)
+    reply = admitted.train(admitted.model())
+    assert said(reply) == "coordinator_not_attested"  # a refusal and nothing else: no update is in it
+
+
+def test_a_job_process_that_does_not_renew_its_evidence(admitted, clock, trained):
+    clock.now += admitted.site.session.kit.attest_policy.lease_s + 1
+    _refused(admitted, admitted.model(), "coordinator_not_attested", trained, 1)
+    admitted.attest()
+    assert said(admitted.train(admitted.model(evidence=admitted.evidence()))) == ""
 
 
 # -- what it signs --------------------------------------------------------------------------------------------------

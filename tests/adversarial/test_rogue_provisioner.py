@@ -15,7 +15,8 @@ from nvflare.lighter.provisioner import Provisioner
 from cordon import documents, signing, study
 from cordon.errors import ConfigError, CordonError, SignatureError
 from cordon.flare import packaging
-from cordon.flare.kit import load_kit
+from cordon.flare.kit import load_kit, read_kit
+from cordon.site import pin
 
 NAMES = ("server", "hospital-a", "hospital-b")
 
@@ -159,8 +160,8 @@ def test_an_allow_list_without_our_classes(spoilt, tmp_path, capsys):
 
 def test_an_attestation_policy_that_leaves_a_field_out(spoilt, tmp_path, capsys):
     project, folder = spoilt
-    _change(folder / "policy" / "software.yml", measurement="absent")
-    assert "missing required field `measurement`" in _refused(project, tmp_path / "ws", capsys)
+    _change(folder / "policy" / "software.yml", gpu="absent")
+    assert "missing required field `gpu`" in _refused(project, tmp_path / "ws", capsys)
 
 
 def test_poc_profile_in_production_and_the_reverse(spoilt, tmp_path, capsys):
@@ -182,6 +183,21 @@ def test_builders_in_another_order(spoilt, tmp_path, capsys):
     ):
         project["builders"] = [builders[index] for index in order]
         assert said in _refused(project, tmp_path / f"ws{order[1]}", capsys)
+
+
+def test_a_whole_project_as_if_each_packaged_its_own_kit(spoilt, tmp_path, capsys):
+    """`distributed: true` looks at one kit only; the others would have neither CC manager nor policy."""
+    project, folder = spoilt
+    for each in project["participants"]:
+        if "cc_config" in each:
+            each["cc_config"] = str(folder / "hospital-snp-h100.yml")
+    arguments = {"profile": "production", "distributed": True, "documents": str(tmp_path / "none")}
+    project["builders"][3]["args"] = arguments
+    assert "which would be a kit without attestation" in _refused(project, tmp_path / "a", capsys, mode="normal")
+    project["participants"] = [each for each in project["participants"] if each["type"] != "client"]
+    assert "none/study.yml: cannot be read" in _refused(project, tmp_path / "b", capsys, mode="normal")
+    arguments["distributed"] = "yes"
+    assert "distributed is true or false" in _refused(project, tmp_path / "c", capsys, mode="normal")
 
 
 def test_a_relay_is_refused(spoilt, tmp_path, capsys):
@@ -295,6 +311,64 @@ def test_a_policy_that_writes_outside_the_kit(handed_in, kits, tmp_path):
     documents.sign_file(path, "cordon/site/v1", key)
     with pytest.raises(CordonError, match="outside the kit"):
         _pack(handed_in, tmp_path / "local", datetime.now(UTC))
+
+
+# -- everything signed anew, by the provisioner ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def pinned(kits, tmp_path, monkeypatch):
+    """The pin that hospital-a's officer made of the contract that the hospital signed."""
+    agreed = read_kit(kits / "hospital-a", datetime.now(UTC)).study
+    key = kits.parent / "state" / "cordon_keys" / "hospital-a.policy.key"
+    own = signing.load_private_key(key.read_bytes()).public_key()
+    path = tmp_path / "etc" / "pin.yml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(documents.body_of(pin.make(agreed, "hospital-a", own))))
+    monkeypatch.setenv("CORDON_PIN", str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def forged(project, tmp_path_factory):
+    """Kits of the same study between the same names; every key in them is the provisioner's own."""
+    return Path(_provision(project, tmp_path_factory.mktemp("forged")).get_result_location())
+
+
+def test_a_study_signed_anew_does_not_start_at_a_hospital_that_pinned_its_own(kits, forged, pinned, monkeypatch):
+    load_kit(kits / "hospital-a", datetime.now(UTC))
+    read_kit(forged / "hospital-a", datetime.now(UTC))  # nothing in the kit itself shows it
+    with pytest.raises(SignatureError, match=r"wants study contract .*; wants policy key .* for hospital-a"):
+        load_kit(forged / "hospital-a", datetime.now(UTC))
+    monkeypatch.delenv("CORDON_PIN")
+    load_kit(forged / "hospital-a", datetime.now(UTC))  # POC and no pin: the provisioner is believed
+
+
+def test_no_pin_can_be_made_of_a_study_signed_anew(kits, forged):
+    agreed = read_kit(forged / "hospital-a", datetime.now(UTC)).study
+    own = read_kit(kits / "hospital-a", datetime.now(UTC)).study.hospital("hospital-a").policy_key
+    with pytest.raises(SignatureError, match="wants policy key"):
+        pin.make(agreed, "hospital-a", own)
+
+
+@pytest.mark.parametrize("through", ["file", "link"])
+def test_the_provisioner_pins_its_own_study_inside_the_kit(forged, tmp_path, monkeypatch, through):
+    kit = shutil.copytree(forged / "hospital-a", tmp_path / "hospital-a")
+    agreed = read_kit(kit, datetime.now(UTC)).study
+    own = pin.make(agreed, "hospital-a", agreed.hospital("hospital-a").policy_key)
+    path = kit / "local" / "pin.yml"
+    path.write_text(yaml.safe_dump(documents.body_of(own)))
+    if through == "link":
+        path = tmp_path / "pin.yml"
+        path.symlink_to(kit / "local" / "pin.yml")
+    monkeypatch.setenv("CORDON_PIN", str(path))
+    with pytest.raises(ConfigError, match="a pin inside the kit pins nothing"):
+        load_kit(kit, datetime.now(UTC))
+
+
+def test_another_hospitals_kit_does_not_start_here(kits, pinned):
+    with pytest.raises(SignatureError, match="is for hospital-a, this kit is of hospital-b"):
+        load_kit(kits / "hospital-b", datetime.now(UTC))
 
 
 def test_unsafe_policy_in_a_production_study(kits, tmp_path):
