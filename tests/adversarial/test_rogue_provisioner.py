@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
@@ -293,14 +294,32 @@ def test_documents_changed_or_unsigned_on_the_way(handed_in, tmp_path, name):
 
 def test_documents_signed_by_the_provisioner(handed_in, tmp_path):
     """The provisioner signs an eased policy with a key of its own."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     path = handed_in / "hospital-a.yml"
     path.write_text(path.read_text().replace("epsilon: 4.0", "epsilon: 40.0"))
     documents.signature_path(path).unlink()
     documents.sign_file(path, "cordon/site/v1", Ed25519PrivateKey.generate())
     with pytest.raises(SignatureError, match="signed by 0 trusted keys"):
         _pack(handed_in, tmp_path / "local", datetime.now(UTC))
+
+
+@pytest.mark.parametrize("signature", ["of the old policy", "none", "of one hospital", "of a stranger"])
+def test_a_coordinator_that_judges_hospitals_by_a_policy_of_its_own(kits, tmp_path, signature):
+    """It could let anybody take part with them: so all of them sign the policy that decides it."""
+    kit = shutil.copytree(kits / "server", tmp_path / "server")
+    policy = kit / "local" / "attestation.yml"
+    sig = policy.with_name("attestation.yml.sig")
+    assert read_kit(kit, datetime.now(UTC))
+    policy.write_text(policy.read_text().replace("max_age_s: 60", "max_age_s: 3600"))
+    if signature != "of the old policy":
+        sig.unlink()
+    if signature == "of one hospital":
+        (state,) = kits.parent.glob("state")
+        key = signing.load_private_key((state / "cordon_keys" / "hospital-a.policy.key").read_bytes())
+        documents.sign_file(policy, "cordon/attestation/v2", key)
+    elif signature == "of a stranger":
+        documents.sign_file(policy, "cordon/attestation/v2", Ed25519PrivateKey.generate())
+    with pytest.raises(SignatureError, match=r"attestation\.yml"):
+        read_kit(kit, datetime.now(UTC))
 
 
 def test_a_policy_that_writes_outside_the_kit(handed_in, kits, tmp_path):

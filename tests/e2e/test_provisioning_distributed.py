@@ -148,13 +148,16 @@ def federation(repository, repo_root):
     coordinator = parties[COORDINATOR]
     draft = coordinator.folder / "study.yml"
     draft.write_text(yaml.safe_dump(_contract(spki)))
+    shutil.copy(repo_root / "cc_config" / "policy" / "snp-h100.yml", coordinator.folder / "judges.yml")
+    round_trip = {"study.yml": "study", "judges.yml": "attestation"}
     previous = coordinator
     for name in HOSPITALS:
         party = parties[name]
-        hand(previous.folder / "study.yml", party)
-        if previous is not coordinator:
-            hand(previous.folder / "study.yml.sig", party)
-        party.cordon("sign", "--key", party.folder / "policy.key", "--as", "study", party.folder / "study.yml")
+        for file, kind in round_trip.items():
+            hand(previous.folder / file, party)
+            if previous is not coordinator:
+                hand(previous.folder / f"{file}.sig", party)
+            party.cordon("sign", "--key", party.folder / "policy.key", "--as", kind, party.folder / file)
         previous = party
     for name in (COORDINATOR, *HOSPITALS):
         for file in ("study.yml", "study.yml.sig"):
@@ -163,6 +166,8 @@ def federation(repository, repo_root):
     # 5. Each writes and signs its own documents, beside its cc_config.
     for name in (COORDINATOR, *HOSPITALS):
         shutil.copytree(repo_root / "cc_config", parties[name].folder / "cc_config")
+    for end in ("", ".sig"):
+        hand(previous.folder / f"judges.yml{end}", coordinator, f"cc_config/policy/snp-h100.yml{end}")
     (coordinator.folder / "signed" / "coordinator.yml").write_text(yaml.safe_dump(_coordinator()))
     for name in HOSPITALS:
         _documents(parties[name], repo_root)

@@ -71,7 +71,7 @@ def make_kits(
     for name in names:
         local = folder / name / "local"
         if name == SERVER:
-            packaging.pack_coordinator(made.folder, made.policies[name], local, agreed)
+            packaging.pack_coordinator(made.folder, made.policies[name], local, agreed, now)
             reference = folder / name / "data" / "reference.csv"
             reference.parent.mkdir()
             samples.write_reference(reference, split.reference.x, split.reference.y)

@@ -176,7 +176,7 @@ def read_kit(root: Path, now: datetime) -> KitDocuments:
                 f"{local / 'coordinator.yml'}: is of {coordinator.name}, this kit's certificate of {name}"
             )
         path = (local / coordinator.attestation.policy).resolve()
-        judged_by = documents.load(path, AttestationPolicy)
+        judged_by = load_agreed_policy(path, agreed, now)
 
     check_profile(judged_by, agreed, path)
     return KitDocuments(
@@ -190,6 +190,15 @@ def read_kit(root: Path, now: datetime) -> KitDocuments:
         trust=Trust(judged_by, collateral.read(local / COLLATERAL), _software_root(judged_by, path)),
         now=now,
     )
+
+
+def load_agreed_policy(path: Path, agreed: StudyContract, now: datetime) -> AttestationPolicy:
+    """The policy by which the coordinator judges hospitals, signed by all of them: it decides who takes part with them.
+
+    It also settles which policy is in force when the coordinator accuses a site (``cordon.attest.fault``).
+    """
+    keys = [hospital.policy_key for hospital in agreed.roster]
+    return documents.load_signed(path, AttestationPolicy, attestation.SCHEMA, keys, now, threshold=len(keys))
 
 
 def check_site_policy(policy: SitePolicy, name: str, agreed: StudyContract, path: Path) -> None:

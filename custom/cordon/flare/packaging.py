@@ -23,7 +23,7 @@ from cordon.errors import ConfigError
 from cordon.flare import authorizers
 from cordon.flare.authorizers import TeeEnvironment
 from cordon.flare.cc_profile import CCConfig
-from cordon.flare.kit import COLLATERAL, CoordinatorConfig, check_profile, check_site_policy
+from cordon.flare.kit import COLLATERAL, CoordinatorConfig, check_profile, check_site_policy, load_agreed_policy
 from cordon.site import policy as site_policy
 from cordon.site.policy import SitePolicy
 from cordon.study import StudyContract
@@ -85,15 +85,15 @@ def pack_hospital(
     return policy
 
 
-def pack_coordinator(folder: Path, policy_path: Path, local: Path, agreed: StudyContract) -> None:
-    """Put study, coordinator config and attestation policy into the coordinator's ``local``."""
+def pack_coordinator(folder: Path, policy_path: Path, local: Path, agreed: StudyContract, now: datetime) -> None:
+    """Put study, config and attestation policy (signed by all hospitals) into the coordinator's ``local``."""
     path = folder / "coordinator.yml"
     config = documents.load(path, CoordinatorConfig)
     if config.name != agreed.coordinator.name:
         raise ConfigError(f"{path}: is of {config.name}, the study's coordinator is {agreed.coordinator.name}")
     if config.evaluation.source is not None and agreed.evaluation.kind == "none":
         raise ConfigError(f"{path}: has evaluation data, the study contract allows none")
-    check_profile(documents.load(policy_path, AttestationPolicy), agreed, policy_path)
+    check_profile(load_agreed_policy(policy_path, agreed, now), agreed, policy_path)
     _copy(folder / "study.yml", local / "study.yml")
     _copy(path, local / "coordinator.yml")
     _copy(policy_path, _inside(local, config.attestation.policy, path))

@@ -151,7 +151,7 @@ class CordonBuilder(Builder):
                 )
                 log_streaming = policy.egress.log_streaming
             else:
-                packaging.pack_coordinator(folder, policies[participant.name], local, agreed)
+                packaging.pack_coordinator(folder, policies[participant.name], local, agreed, now)
                 kit_files.limit_outcome_wait(Path(ctx.get_kit_dir(participant)))
             packaging.pack_collateral(folder, local)
             if self.profile == "poc":

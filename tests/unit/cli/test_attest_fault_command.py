@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cordon import cli
+from cordon import cli, documents, signing
 from cordon.attest import fault, software
 from cordon.attest.appraise import appraise, make_evidence, parent_context
 from cordon.attest.keys import ProcessKeys
+from cordon.attest.policy import SCHEMA
 from cordon.flare.kit import load_kit
 from fakes.federation_kits import HOSPITALS, SERVER, make_kits
 
@@ -59,14 +60,28 @@ def test_a_proven_fault(kits, record, capsys):
     assert "server accuses hospital-a: proven" in capsys.readouterr().out
 
 
-def test_another_policy_than_the_one_in_force_proves_nothing(kits, record, tmp_path, capsys):
+def _other_policy(kits, record, tmp_path, signers):
     local = shutil.copytree(kits / SERVER / "local", tmp_path / "local")
     policy = local / "attestation.yml"
     policy.write_text(policy.read_text().replace("lease_s: 120", "lease_s: 121"))
+    (local / "attestation.yml.sig").unlink()
+    for name in signers:
+        key = signing.load_private_key((kits / "state" / "cordon_keys" / f"{name}.policy.key").read_bytes())
+        documents.sign_file(policy, SCHEMA, key)
     arguments = _arguments(kits, record, "--json")
     arguments[arguments.index("--policy") + 1] = str(policy)
-    assert cli.main(arguments) == 1
+    return arguments
+
+
+def test_another_policy_than_the_one_in_force_proves_nothing(kits, record, tmp_path, capsys):
+    assert cli.main(_other_policy(kits, record, tmp_path, HOSPITALS)) == 1
     assert json.loads(capsys.readouterr().out)["proven"] is False
+
+
+@pytest.mark.parametrize("signers", [(), HOSPITALS[1:]])
+def test_a_policy_that_not_all_hospitals_signed_is_not_in_force(kits, record, tmp_path, capsys, signers):
+    assert cli.main(_other_policy(kits, record, tmp_path, signers)) == 3
+    assert "policy_signature" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tokens of Microsoft Azure Attestation (MAA): JWTs about confidential VMs, judged offline with pinned keys (README.md).
+"""Tokens of Microsoft Azure Attestation (MAA): JWTs about confidential VMs, judged with pinned keys (README.md).
 
 Claims: learn.microsoft.com/azure/attestation/claim-sets, .../trust-domain-extensions-eat-profile and
 .../attestation-token-examples. Keys: the JWKS that the instance serves at ``/certs``, supplied as a file. ``jku``,

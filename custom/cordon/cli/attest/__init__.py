@@ -138,13 +138,18 @@ def _add_fault(commands: SubParsers) -> None:
     fault = commands.add_parser(
         "fault",
         help="judge a fault record again: does it prove what it says?",
-        description="A verifier keeps such records in its kit's folder quarantine/. The accused's own signed evidence is "
-        "judged again by the policy that you know to be in force; what the accuser says of it is not believed. "
+        description="A verifier keeps such records in its kit's folder quarantine/. The accused's own signed evidence "
+        "is judged again by the policy that you know to be in force; what the accuser says of it is not believed. "
         "Exit codes: 0 proven, 1 not proven, 3 usage or unreadable input.",
     )
     fault.add_argument("record", type=Path, metavar="RECORD")
     _file(fault, "study", "study contract, with its signature beside it: it names both parties' keys", required=True)
-    _file(fault, "policy", "the accuser's attestation policy, as you know it", required=True)
+    _file(
+        fault,
+        "policy",
+        "the accuser's attestation policy, with its signature beside it (the coordinator's: of all hospitals)",
+        required=True,
+    )
     fault.add_argument(
         "--collateral", type=Path, metavar="DIR", help="folder of CRLs, Intel's collateral and RIM files"
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from cordon import study
+from cordon import documents, study
 from cordon.attest import collateral
 from cordon.attest import fault as faults
+from cordon.attest import policy as attestation
 from cordon.attest.policy import AttestationPolicy
 from cordon.attest.vendor import Trust
 from cordon.cli.attest.input import EVIDENCE, instant, policy_file, read
@@ -29,7 +31,7 @@ def fault(args: argparse.Namespace) -> int:
     for role, name in said.items():
         if name not in members:
             raise ConfigError(f"record_format: {role} {name!r} is no member of study {agreed.study}")
-    policy = policy_file(args.policy, AttestationPolicy)
+    policy = _policy_in_force(args, agreed, said["verifier"], now)
     try:
         proven = faults.verify(
             record,
@@ -74,11 +76,29 @@ def _unverified(record: Any) -> dict[str, str]:
     return named
 
 
-def _study(args: argparse.Namespace, now: Any) -> study.StudyContract:
+def _study(args: argparse.Namespace, now: datetime) -> study.StudyContract:
     try:
         return study.load_signed(args.study, now)
     except CordonError as error:
         raise ConfigError(f"study_format: {error}") from error
+
+
+def _policy_in_force(
+    args: argparse.Namespace, agreed: study.StudyContract, verifier: str, now: datetime
+) -> AttestationPolicy:
+    """The policy, if it is signed by those whose it is: all hospitals where the coordinator accuses, else the accuser.
+
+    Otherwise an accuser could hand the reader a policy that it made for the occasion.
+    """
+    policy = policy_file(args.policy, AttestationPolicy)
+    by_all = verifier == agreed.coordinator.name
+    keys = [each.policy_key for each in agreed.roster] if by_all else [agreed.hospital(verifier).policy_key]
+    try:
+        data = read(args.policy, documents.MAX_DOCUMENT)
+        documents.check_signature(args.policy, data, attestation.SCHEMA, keys, now, threshold=len(keys))
+    except SignatureError as error:
+        raise ConfigError(f"policy_signature: {error}") from error
+    return policy
 
 
 def _trust(args: argparse.Namespace, policy: AttestationPolicy) -> Trust:
