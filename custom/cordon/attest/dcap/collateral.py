@@ -7,6 +7,7 @@ enclave identity V2); dcap-qvl 0.7.0.
 from __future__ import annotations
 
 import calendar
+import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -149,6 +150,11 @@ def parse(data: bytes) -> Collateral:
         raise _malformed(f"is bytes, and this is {type(data).__name__}")
     if len(data) > MAX_COLLATERAL:
         raise _malformed(f"has {len(data)} bytes, want at most {MAX_COLLATERAL}")
+    return _parsed(data)
+
+
+@functools.lru_cache(maxsize=16)  # the same few files for weeks, and every lease asks
+def _parsed(data: bytes) -> Collateral:
     try:
         file = msgspec.json.decode(data, type=_File)
         raw = [bytes.fromhex(text) for text in (file.root_ca_crl, file.pck_crl)]

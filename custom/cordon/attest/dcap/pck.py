@@ -5,6 +5,7 @@ Source: Intel SGX PCK Certificate and CRL Profile Specification, sections 1.2 an
 
 from __future__ import annotations
 
+import functools
 import warnings
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
@@ -133,6 +134,7 @@ def name(certificate: x509.Certificate) -> str:
         return "a certificate without a readable name"
 
 
+@functools.lru_cache(maxsize=64)  # one certificate per platform, and every lease asks
 def read_platform(certificate: x509.Certificate) -> Platform:
     """What Intel certified about the platform.
 
