@@ -1,25 +1,35 @@
-"""Starts the FLARE parent process of the kit mounted at /workspace, or tells whether it is connected.
+"""Starts the FLARE parent process of the kit mounted at /kit, or tells whether it is connected.
 
 entrypoint.py start client|server     entrypoint.py health client|server
 
-The command is the one in the kit's own startup/sub_start.sh, without its restart loop (the container engine restarts)
-and without its `PYTHONPATH=/local/custom`: nothing from outside the image becomes importable, and no script of the kit
-is run. Before it starts, the kit is read as Cordon will read it: its documents are signed, of the study that the
-hospital pinned (/etc/cordon/pin.yml), and the hardware that it names is there. FLARE builds the kit's components only
-after that.
+1. The kit's startup/ and local/ are copied into /workspace, where FLARE runs. What is mounted belongs to the host, who
+   could change it between check and use; the copy is this container's own (compose.yml keeps it in memory).
+2. The copy is read as Cordon will read it: its documents are signed, of the study that the hospital pinned
+   (/etc/cordon/pin.yml), the hardware that it names is there, and FLARE's own files say what provisioning writes and
+   nothing more. FLARE acts on them only after that.
+3. FLARE is started with the command in the kit's own startup/sub_start.sh, without its restart loop (the container
+   engine restarts) and without its `PYTHONPATH=/local/custom`: nothing from outside the image becomes importable, and
+   no script of the kit is run.
 """
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
+KIT = Path("/kit")
 WORKSPACE = Path("/workspace")
+PARTS = ("startup", "local")
 MODULES = {
     "client": "nvflare.private.fed.app.client.client_train",
     "server": "nvflare.private.fed.app.server.server_train",
 }
 TCP_ESTABLISHED, TCP_LISTEN = "01", "0A"
+# FLARE takes settings and whole logging configurations from variables, Python code: only what is named here is kept.
+SPEAKING = ("PYTHON", "NVFL", "FL_")
+KEPT = ("NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT",)
+FIXED = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # /workspace is not importable
 
 
 class KitError(Exception):
@@ -36,7 +46,7 @@ def read(path: Path) -> bytes:
     except OSError as error:
         raise KitError(
             f"cannot read {path}: {error.strerror}. "
-            f"Mount the kit's startup/ and local/ there, readable for uid {os.getuid()}"
+            f"Mount the kit's startup/ and local/ at {KIT}, readable for uid {os.getuid()}"
         ) from error
 
 
@@ -53,6 +63,46 @@ def identity(certificate: bytes) -> tuple[str, str]:
             raise KitError(f"the kit's certificate names {len(found)} values for {oid.dotted_string}, expected one")
         values.append(str(found[0].value))
     return values[0], values[1]
+
+
+def copy_kit(kit: Path = KIT, workspace: Path = WORKSPACE) -> None:
+    """Put the kit's startup/ and local/ in place of those in ``workspace``."""
+    for part in PARTS:
+        target = workspace / part
+        if target.is_symlink():
+            raise KitError(f"{target} is a link")
+        target.mkdir(mode=0o700, exist_ok=True)
+        for old in target.iterdir():  # the folder itself stays: it may be a mount
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+        _copy(kit / part, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        entries = sorted(os.scandir(source), key=lambda entry: entry.name)
+    except OSError as error:
+        raise KitError(
+            f"cannot read {source}: {error.strerror}. "
+            f"Mount the kit's startup/ and local/ at {KIT}, readable for uid {os.getuid()}"
+        ) from error
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            (target / entry.name).mkdir(mode=0o700)
+            _copy(Path(entry.path), target / entry.name)
+        elif entry.is_file(follow_symlinks=False):
+            with open(target / entry.name, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(read(Path(entry.path)))
+        else:
+            raise KitError(f"{entry.path} is a link or a special file; a kit has none")
+
+
+def environment(given: dict[str, str]) -> dict[str, str]:
+    """``given`` without what would speak to Python or FLARE."""
+    kept = {name: value for name, value in given.items() if name in KEPT or not name.startswith(SPEAKING)}
+    return {**kept, **FIXED}
 
 
 def command(role: str, workspace: Path = WORKSPACE) -> list[str]:
@@ -104,6 +154,7 @@ def main(argv: list[str]) -> int:
     try:
         if action == "health":
             return 0 if connected(role) else 1
+        copy_kit(KIT, WORKSPACE)
         arguments = command(role, WORKSPACE)
         check(WORKSPACE)
         (WORKSPACE / "transfer").mkdir(exist_ok=True)
@@ -113,7 +164,7 @@ def main(argv: list[str]) -> int:
     except (OSError, ValueError, KeyError, IndexError) as error:
         print(f"cordon: {error}", file=sys.stderr)
         return 3
-    os.execv(arguments[0], arguments)
+    os.execve(arguments[0], arguments, environment(dict(os.environ)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import datetime
 import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def compose_findings(compose, root=ROOT, folder=DOCKER):
             "no-new-privileges": "no-new-privileges:true" in service.get("security_opt", []),
             "mem_limit": "mem_limit" in service,
             "pids_limit": "pids_limit" in service,
-            "tmpfs /tmp": any(entry.split(":")[0] == "/tmp" for entry in service.get("tmpfs", [])),
+            "tmpfs": {"/tmp", "/workspace/startup", "/workspace/local"}
+            == {entry.split(":")[0] for entry in service.get("tmpfs", [])},
             "not privileged": not service.get("privileged") and not service.get("cap_add"),
             "own network": service.get("network_mode") is None and bool(service.get("networks")),
             "pinned image": re.search(r":\d+\.\d+\.\d+$", service.get("image", "")) is not None,
@@ -96,8 +98,10 @@ def compose_findings(compose, root=ROOT, folder=DOCKER):
         for volume in service.get("volumes", []):
             if "docker.sock" in volume:
                 findings.append(f"{name}: mounts the engine's socket")
-            if re.search(r":/workspace/(startup|local)(:|$)", volume) and not volume.endswith(":ro"):
+            if re.search(r":/kit/(startup|local)(:|$)", volume) and not volume.endswith(":ro"):
                 findings.append(f"{name}: the kit is mounted writable: {volume}")
+            if re.search(r":/workspace/(startup|local)(/|:|$)", volume):
+                findings.append(f"{name}: FLARE would run on what the host can change: {volume}")
         findings += [
             f"{name}: port open to the world: {p}" for p in service.get("ports", []) if not p.startswith("127.")
         ]
@@ -172,8 +176,13 @@ def test_a_hospital_that_reaches_out_is_found(compose):
 
 
 def test_a_writable_kit_is_found(compose):
-    compose["services"]["coordinator"]["volumes"][-1] = "./kit/local:/workspace/local"
+    compose["services"]["coordinator"]["volumes"][-1] = "./kit/local:/kit/local"
     assert any("writable" in found for found in compose_findings(compose))
+
+
+def test_a_kit_that_flare_reads_from_the_host_is_found(compose):
+    compose["services"]["coordinator"]["volumes"][-1] = "./kit/local:/workspace/local:ro"
+    assert any("what the host can change" in found for found in compose_findings(compose))
 
 
 def test_what_the_try_out_mounts_is_what_its_project_makes(compose):
@@ -181,7 +190,8 @@ def test_what_the_try_out_mounts_is_what_its_project_makes(compose):
     kits = {each["name"]: each for each in project["participants"] if each["type"] != "admin"}
     assert set(compose["services"]) == set(kits)
     mounted = [volume for service in compose["services"].values() for volume in service["volumes"]]
-    assert {f"/{name}/{part}:/workspace/{part}:ro" for name in kits for part in ("startup", "local", "data")} == {
+    places = {"startup": "/kit/startup", "local": "/kit/local", "data": "/workspace/data"}
+    assert {f"/{name}/{part}:{place}:ro" for name in kits for part, place in places.items()} == {
         volume.split("}")[-1] for volume in mounted if "CORDON_KITS" in volume
     }
     server = kits["coordinator"]
@@ -306,8 +316,16 @@ def test_nothing_is_started_of_a_kit_that_cordon_refuses(entrypoint, tmp_path, m
     from cordon.flare import kit
 
     started = []
-    monkeypatch.setattr(entrypoint, "WORKSPACE", make_kit(tmp_path, "client", NAMES))
-    monkeypatch.setattr(entrypoint.os, "execv", lambda *arguments: started.append(arguments))
+    mounted, workspace = tmp_path / "kit", tmp_path / "workspace"
+    mounted.mkdir()
+    workspace.mkdir()
+    make_kit(mounted, "client", NAMES)
+    monkeypatch.setattr(entrypoint, "KIT", mounted)
+    monkeypatch.setattr(entrypoint, "WORKSPACE", workspace)
+    monkeypatch.setattr(entrypoint.os, "execve", lambda *arguments: started.append(arguments))
+    assert entrypoint.main(["start", "client"]) == 3
+    assert "kit/local: No such file" in capsys.readouterr().err
+    (mounted / "local").mkdir()
     assert entrypoint.main(["start", "client"]) == 3
     assert "study.yml: cannot be read" in capsys.readouterr().err
 
@@ -325,14 +343,61 @@ def test_nothing_is_started_of_a_kit_that_cordon_refuses(entrypoint, tmp_path, m
     assert entrypoint.main(["start", "client"]) == 3
     assert "a production image leaves the POC parts out" in capsys.readouterr().err
     assert not started
-    assert not (tmp_path / "transfer").exists()
+    assert not (workspace / "transfer").exists()
 
     monkeypatch.setattr(kit, "load_kit", lambda root, now: None)
     entrypoint.main(["start", "client"])
-    (executable, arguments), *others = started
+    (executable, arguments, variables), *others = started
     assert not others
-    assert arguments == entrypoint.command("client", tmp_path)
+    assert arguments == entrypoint.command("client", workspace)
     assert executable == arguments[0]
+    assert variables["PYTHONSAFEPATH"] == "1"
+
+
+def test_flare_runs_on_a_copy_that_is_made_anew_and_is_nobody_elses(entrypoint, tmp_path):
+    mounted, workspace = tmp_path / "kit", tmp_path / "workspace"
+    mounted.mkdir()
+    make_kit(mounted, "client", NAMES)
+    (mounted / "local" / "mappings").mkdir(parents=True)
+    (mounted / "local" / "mappings" / "m.yml").write_text("m")
+    (workspace / "local" / "custom").mkdir(parents=True)  # of an earlier start, or of whoever holds the volume
+    (workspace / "local" / "custom" / "x.py").write_text("x")
+    (workspace / "local" / "privacy.json").symlink_to(tmp_path / "privacy.json")
+    (workspace / "attestation.jsonl").write_text("kept")
+    entrypoint.copy_kit(mounted, workspace)
+    assert [path.name for path in (workspace / "local").rglob("*")] == ["mappings", "m.yml"]
+    assert (workspace / "attestation.jsonl").read_text() == "kept"
+    (mounted / "local" / "mappings" / "m.yml").write_text("changed after the copy")
+    assert (workspace / "local" / "mappings" / "m.yml").read_text() == "m"
+    for path in workspace.rglob("*"):
+        if path != workspace / "attestation.jsonl":
+            assert path.stat().st_mode & 0o077 == 0 or path == workspace / "local", path
+
+
+@pytest.mark.parametrize("what", ["link in the kit", "pipe in the kit", "link in the workspace"])
+def test_a_copy_follows_no_link(entrypoint, tmp_path, what):
+    mounted, workspace = tmp_path / "kit", tmp_path / "workspace"
+    mounted.mkdir()
+    workspace.mkdir()
+    make_kit(mounted, "client", NAMES)
+    (mounted / "local").mkdir()
+    if what == "link in the kit":
+        (mounted / "local" / "study.yml").symlink_to("/etc/hostname")
+    elif what == "pipe in the kit":
+        os.mkfifo(mounted / "local" / "study.yml")
+    else:
+        (workspace / "local").symlink_to(tmp_path)
+    with pytest.raises(entrypoint.KitError, match="link"):
+        entrypoint.copy_kit(mounted, workspace)
+
+
+def test_no_variable_speaks_to_python_or_flare(entrypoint):
+    given = {"PATH": "/bin", "CORDON_PIN": "/etc/pin.yml", "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "20"}
+    evil = {"FL_LOG_LEVEL": "{}", "NVFLARE_COMM_DRIVER_PATH": "/x", "PYTHONPATH": "/x", "NVFL_RESULT_ROOT": "/x"}
+    assert entrypoint.environment({**given, **evil, "PYTHONSAFEPATH": ""}) == {
+        **given,
+        **{"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    }
 
 
 def test_wrong_use_of_the_entrypoint_exits_3(entrypoint, capsys):

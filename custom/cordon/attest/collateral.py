@@ -15,6 +15,7 @@ from cordon.errors import ConfigError
 
 MAX_FILE = 4 * 1024 * 1024  # bytes; AMD's CRLs and RIM files are a few KiB, Intel's collateral under 64
 MAX_FILES = 64
+OTHERS = ("README.md", "signature.json")  # beside collateral; provisioning signs every folder of a kit
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def read(folder: Path) -> Collateral:
     """
     if not folder.is_dir():
         return Collateral()
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "README.md")
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in OTHERS)
     if len(paths) > MAX_FILES:
         raise ConfigError(f"{folder}: {len(paths)} files, at most {MAX_FILES}")
     crls, dcap, rims = {}, {}, []

@@ -100,6 +100,8 @@ def load(path: Path) -> CCConfig:
             raise ConfigError(f"{path}: class_allow_list: a key broker runs no job: want []")
     elif missing:
         raise ConfigError(f"{path}: class_allow_list lacks {', '.join(missing)}: no Cordon job could run")
+    if config.runs_jobs and (more := [entry for entry in config.class_allow_list if entry not in REQUIRED_CLASSES]):
+        raise ConfigError(f"{path}: class_allow_list: no Cordon job uses {', '.join(more)}: no kit would start with it")
     if len(set(config.class_allow_list)) != len(config.class_allow_list):
         raise ConfigError(f"{path}: class_allow_list names a class twice")
     policy = documents.load(policy_path(path, config), AttestationPolicy)

@@ -1,7 +1,10 @@
-"""A hospital's gate for jobs: FLARE deploys nothing here that the site's policy and the study contract don't allow.
+"""Gates for jobs: FLARE deploys nothing at a hospital that its policy and the study contract don't allow.
 
-Runs in the site's parent process, before any job process exists. What it returns goes to FLARE's job record
+They run in the parent process, before any job process exists. What they return goes to FLARE's job record
 (``job_deploy_detail``), so that the lead reads site and reason in the console.
+
+The coordinator takes jobs that are configuration only. FLARE asks for that in ``custom/`` alone, and then searches the
+whole app for its own settings: a ``comm_config.json`` there makes it import what lies beside it.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.app_validation import AppValidator
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.workspace import Workspace
 from nvflare.private.fed.utils.app_deployer import AppDeployer
 
 from cordon import job as jobs
-from cordon.errors import CordonError
+from cordon.errors import ConfigError, CordonError
 from cordon.flare.cc_manager import CordonCCManager
 from cordon.flare.kit import Kit, load_kit
 from cordon.flare.plan import judge_job
@@ -52,6 +56,24 @@ class SiteAppDeployer(AppDeployer):
             logging.getLogger(__name__).exception(f"job {name!r} could not be judged")
             return f"{fl_ctx.get_identity_name()} refuses job {name!r}: it could not be judged (see the site's log)"
         return super().deploy(workspace, job_id, job_meta, app_name, app_data, fl_ctx) or ""
+
+
+class ConfigurationOnly(AppValidator):
+    """The coordinator's gate: an app holds the three files of a Cordon job and what FLARE adds when it signs one."""
+
+    def validate(self, app_folder: str) -> tuple[str, dict[str, Any]]:
+        """FLARE's contract: ('', properties) if the app may be deployed, else why not; FLARE then deletes it."""
+        try:
+            entries = sorted(path.name for path in Path(app_folder).iterdir())
+            if more := [name for name in entries if name != "config" and name not in jobs.FLARE_FILES]:
+                raise ConfigError(f"configuration only, but the app also holds {', '.join(more[:5])}")
+            jobs.from_folder("submitted", Path(app_folder) / "config")
+        except CordonError as error:
+            return f"the coordinator refuses the job: {error}", {}
+        except Exception:  # as above
+            logging.getLogger(__name__).exception("a job could not be judged")
+            return "the coordinator refuses the job: it could not be judged (see its log)", {}
+        return "", {}
 
 
 def check(kit: Kit, job: jobs.Job) -> None:

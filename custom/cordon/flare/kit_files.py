@@ -1,4 +1,7 @@
-"""FLARE's own files in a kit, as Cordon wants them: components, class allow-list, roles, log streaming."""
+"""FLARE's own files in a kit, as Cordon wants them: components, class allow-list, roles, log streaming.
+
+Provisioning writes them, and a kit starts only with exactly these (``kit_contents``): both by the functions below.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cordon.errors import ConfigError
-from cordon.flare.cc_profile import CCConfig
+from cordon.flare.cc_profile import REQUIRED_CLASSES, CCConfig
 
 LOG_STREAMER = "nvflare.app_common.logging.site_log_streamer.SiteLogStreamer"
 
@@ -69,45 +72,63 @@ coordinator. What a site does on anybody's request is bounded by ``gates``.
 """
 
 
-def write_components(local: Path, config: CCConfig, hospital: bool) -> None:
-    """The CC manager of both sides and, at a hospital, the gate for jobs."""
+def components(hospital: bool, check_interval_s: Any) -> dict[str, dict[str, Any]]:
+    """File in ``local/`` -> content: the CC manager of both sides and each side's gate for jobs."""
     manager = {
         "id": "cc_manager",
         "path": "cordon.flare.cc_manager.CordonCCManager",
-        "args": {"check_interval_s": config.cc_attestation.check_frequency},
+        "args": {"check_interval_s": check_interval_s},
     }
-    _write(local / "cc_manager__p_resources.json", {"components": [manager]})
+    made: dict[str, dict[str, Any]] = {"cc_manager__p_resources.json": {"components": [manager]}}
     if hospital:
         deployer = {"id": "app_deployer", "path": "cordon.flare.deployer.SiteAppDeployer", "args": {}}
-        _write(local / "app_deployer__p_resources.json", {"components": [deployer]})
+        made["app_deployer__p_resources.json"] = {"components": [deployer]}
+    else:
+        validator = {"path": "cordon.flare.deployer.ConfigurationOnly", "args": {}}
+        made["app_validator__p_resources.json"] = {"app_validator": validator}
+    return made
 
 
-def restrict_resources(local: Path, config: CCConfig, log_streaming: bool | None) -> None:
-    """Replace the class allow-list by the profile's; at a hospital set log streaming (None: not a hospital)."""
+def write_components(local: Path, config: CCConfig, hospital: bool) -> None:
+    """Write ``components``."""
+    for name, tree in components(hospital, config.cc_attestation.check_frequency).items():
+        _write(local / name, tree)
+
+
+def restricted(resources: dict[str, Any], log_streaming: bool | None) -> dict[str, Any]:
+    """FLARE's stock resources with our class allow-list; at a hospital log streaming is set (None: not a hospital)."""
+    made = {**resources, "class_list_enforcement_mode": "enforce", "class_allow_list": list(REQUIRED_CLASSES)}
+    if log_streaming is not None:
+        made["allow_log_streaming"] = log_streaming
+        if not log_streaming:
+            made["components"] = [each for each in made["components"] if each["path"] != LOG_STREAMER]
+    return made
+
+
+def restrict_resources(local: Path, log_streaming: bool | None) -> None:
+    """Put ``restricted`` in place of FLARE's stock resources."""
     path = local / "resources.json.default"
     if not path.exists():
         raise ConfigError(f"{path}: missing; put CordonBuilder after StaticFileBuilder in the project file")
-    resources = json.loads(path.read_text())
-    resources["class_list_enforcement_mode"] = "enforce"
-    resources["class_allow_list"] = list(config.class_allow_list)
-    if log_streaming is not None:
-        resources["allow_log_streaming"] = log_streaming
-        if not log_streaming:
-            resources["components"] = [each for each in resources["components"] if each["path"] != LOG_STREAMER]
-    _write(path, resources)
+    _write(path, restricted(json.loads(path.read_text()), log_streaming))
+
+
+def waits_less(start_script: str) -> str:
+    """The coordinator's ``start.sh``: a job that is done ends although a killed site never reports.
+
+    FLARE would wait 900 seconds, and reads this setting from the environment only.
+    """
+    first, rest = start_script.split("\n", 1)
+    name = "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT"
+    return f'{first}\nexport {name}="${{{name}:-{OUTCOME_WAIT_S}}}"\n{rest}'
 
 
 def limit_outcome_wait(startup: Path) -> None:
-    """At the coordinator: a job that is done ends although a killed site never reports; FLARE would wait 900 seconds.
-
-    FLARE reads this setting from the environment only.
-    """
+    """Put ``waits_less`` in place of the coordinator's ``start.sh``."""
     path = startup / "start.sh"
     if not path.exists():
         raise ConfigError(f"{path}: missing; put CordonBuilder after StaticFileBuilder in the project file")
-    first, rest = path.read_text().split("\n", 1)
-    name = "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT"
-    path.write_text(f'{first}\nexport {name}="${{{name}:-{OUTCOME_WAIT_S}}}"\n{rest}')
+    path.write_text(waits_less(path.read_text()))
 
 
 def write_authorization(local: Path) -> None:

@@ -159,7 +159,7 @@ class CordonBuilder(Builder):
             else:
                 packaging.pack_tee(folder, local, participant.name, config)
             kit_files.write_components(local, config, hospital)
-            kit_files.restrict_resources(local, config, log_streaming)
+            kit_files.restrict_resources(local, log_streaming)
             kit_files.write_authorization(local)
 
     @_fail_closed

@@ -1,6 +1,7 @@
-"""A hospital's gate: what FLARE may deploy there, and what the lead reads when it may not."""
+"""The gates: what FLARE may deploy, and what the lead reads when it may not."""
 
 import io
+import shutil
 import zipfile
 
 import pytest
@@ -8,7 +9,7 @@ from nvflare.private.fed.utils.app_deployer import AppDeployer
 
 from cordon.errors import AttestError
 from cordon.flare.cc_manager import CordonCCManager
-from cordon.flare.deployer import SiteAppDeployer
+from cordon.flare.deployer import ConfigurationOnly, SiteAppDeployer
 from fakes.in_process import JOB_ID, Engine, job_files
 
 META = {"name": "oncology"}
@@ -102,3 +103,50 @@ def test_no_job_with_a_changed_kit(deploy, kits):
     policy = kits / "hospital-a" / "local" / "cordon.yml"
     policy.write_text(policy.read_text().replace("epsilon: 4.0", "epsilon: 400.0"))
     assert "changed after it was signed" in deploy(app())
+
+
+# -- the coordinator's gate ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def submitted(tmp_path):
+    """An app as FLARE unpacks it at the coordinator."""
+    config = tmp_path / "app_server" / "config"
+    config.mkdir(parents=True)
+    for name, data in job_files().items():
+        (config / name).write_bytes(data)
+    for name in (".__nvfl_sig.json", ".__nvfl_submitter.crt"):
+        (config / name).write_text("x")
+        (config.parent / name).write_text("x")
+    return config.parent
+
+
+def test_the_coordinator_takes_a_job(submitted):
+    assert ConfigurationOnly().validate(str(submitted)) == ("", {})
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config/comm_config.json",  # FLARE looks it up in the whole kit, and imports what its comm_driver_path names
+        "config/drivers/evil.py",
+        "config/resources.json",
+        "comm_config.json",
+        "custom/evil.py",
+        "data/x.csv",
+    ],
+)
+def test_the_coordinator_takes_configuration_only(submitted, file):
+    (submitted / file).parent.mkdir(exist_ok=True)
+    (submitted / file).write_text('{"comm_driver_path": "."}')
+    said, properties = ConfigurationOnly().validate(str(submitted))
+    assert said.startswith("the coordinator refuses the job: ")
+    assert file.split("/")[1 if file.startswith("config/") else 0] in said
+    assert properties == {}
+
+
+def test_the_coordinator_s_gate_stays_shut_when_it_stumbles(submitted, monkeypatch):
+    monkeypatch.setattr("cordon.flare.deployer.jobs.from_folder", lambda *_: 1 / 0)
+    assert "could not be judged" in ConfigurationOnly().validate(str(submitted))[0]
+    shutil.rmtree(submitted)
+    assert "could not be judged" in ConfigurationOnly().validate(str(submitted))[0]
