@@ -168,6 +168,9 @@ def read_evidence(envelope: Any, mtls_key: signing.PublicKey, now: datetime) -> 
     payload = envelope.get("payload") if isinstance(envelope, dict) else None
     if not isinstance(payload, str) or len(payload) > MAX_EVIDENCE:
         raise AttestError([("evidence_format", f"not an envelope, or over {MAX_EVIDENCE} characters")])
+    if not isinstance(envelope.get("signatures"), list) or len(envelope["signatures"]) != 1:
+        # Others' signatures would be carried along unread, into fault records too, in any number and length.
+        raise AttestError([("evidence_format", "want exactly one signature, the prover's")])
     try:
         body, _ = signing.verify(envelope, EVIDENCE_TYPE, [mtls_key], now)
         return msgspec.convert(body, Evidence, strict=True)

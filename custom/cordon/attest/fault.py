@@ -55,7 +55,7 @@ class FaultRecord(Document, frozen=True, kw_only=True):
     peer: Annotated[str, Meta(max_length=128)]
     study: Annotated[str, Meta(max_length=128)]
     policy_digest: Annotated[str, Meta(max_length=128)]
-    time: datetime
+    time: Annotated[datetime, Meta(tz=True)]
     evidence: dict[str, Any]
     failures: Annotated[list[tuple[str, str]], Meta(min_length=1, max_length=256)]
 

@@ -53,8 +53,16 @@ class Nonces:
                 raise ConfigError(f"{path}: not a list of open challenges: {error}") from error
 
     def issue(self, site: str, purpose: str, job: str, now: datetime, ttl_s: float) -> bytes:
-        """A fresh challenge to ``site``; its answer counts once, until ``ttl_s`` seconds from ``now``."""
-        self._open = {key: value for key, value in self._open.items() if value.deadline >= now}
+        """A fresh challenge to ``site``; its answer counts once, until ``ttl_s`` seconds from ``now``.
+
+        An earlier one to the same site for the same thing is void.
+        """
+        asked = (site, purpose, job)
+        self._open = {
+            key: each
+            for key, each in self._open.items()
+            if each.deadline >= now and (each.site, each.purpose, each.job) != asked
+        }
         if len(self._open) >= MAX_OUTSTANDING:
             raise AttestError([("challenge_limit", f"{MAX_OUTSTANDING} challenges are open already")])
         nonce = self._random(NONCE_BYTES)

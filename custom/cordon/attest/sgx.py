@@ -12,7 +12,7 @@ from cordon.attest.dcap import quote as quotes
 from cordon.attest.dcap import reports, tcb
 from cordon.attest.dcap.genuine import establish
 from cordon.attest.dcap.policy import SgxPolicy
-from cordon.attest.verdict import Appraisal, Check, against, check, listed
+from cordon.attest.verdict import Appraisal, Check, against, check, listed, utc
 
 FLAGS = ("mode64", "provision_key", "einittoken_key", "key_separation")
 LISTED = ("mr_enclave", "mr_signer", "misc_select", "isv_ext_prod_id", "isv_family_id", "config_id")
@@ -38,9 +38,10 @@ def verify(
 
     Raises:
         ConfigError: ``quote_format``, ``quote_version``, ``collateral_format``: not that format or too long;
-            ``now``: no time zone.
+            ``now``: no time zone, or none in UTC's calendar.
     """
     # 1. Parse everything, bounded.
+    now = utc(now)
     parsed = quotes.parse(quote)
     data = None if collateral is None else collaterals.parse(collateral)
     # 2. Intel hardware signed it, at a TCB level that Intel knows, with keys that nobody revoked.

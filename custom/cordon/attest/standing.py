@@ -48,11 +48,19 @@ UNKNOWN = Standing(state="unattested")
 
 
 def write(path: Path, standings: Mapping[str, Standing]) -> None:
-    """Replace the file at ``path`` as one step: a reader sees the old content or the new."""
+    """Replace the file at ``path`` as one step: a reader sees the old content or the new.
+
+    Where that fails (a full disk) the file is removed before the error goes on: the old content could say of a peer
+    whose evidence just failed that it is attested.
+    """
     part = path.with_name(path.name + ".part")
-    with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(msgspec.json.encode(dict(standings)))
-    part.replace(path)
+    try:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(msgspec.json.encode(dict(standings)))
+        part.replace(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path) -> dict[str, Standing]:

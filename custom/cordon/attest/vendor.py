@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -77,7 +78,7 @@ def _tdx(report: Report, report_data: bytes, trust: Trust, now: datetime) -> App
 
     return tdx.verify(
         report.report,
-        collateral=_dcap(report.report, report.endorsements, trust.collateral),
+        collateral=_dcap(report.report, report.endorsements, trust),
         event_log=report.endorsements.get("event_log"),
         now=now,
         report_data=report_data,
@@ -90,7 +91,7 @@ def _sgx(report: Report, report_data: bytes, trust: Trust, now: datetime) -> App
 
     return sgx.verify(
         report.report,
-        collateral=_dcap(report.report, report.endorsements, trust.collateral),
+        collateral=_dcap(report.report, report.endorsements, trust),
         now=now,
         report_data=report_data,
         policy=_section(trust.policy.sgx),
@@ -113,7 +114,7 @@ def _azure_snp(report: Report, report_data: bytes, trust: Trust, now: datetime) 
         policy=_section(trust.policy.azure),
         now=now,
         report_data=report_data,
-        **_tpm(report.endorsements),
+        **_tpm(report.endorsements, report_data),
     )
 
 
@@ -128,12 +129,12 @@ def _azure_tdx(report: Report, report_data: bytes, trust: Trust, now: datetime) 
         chain=None,
         crl=None,
         quote=quote,
-        collateral=_dcap(quote, report.endorsements, trust.collateral),
+        collateral=_dcap(quote, report.endorsements, trust),
         hardware_policy=_section(trust.policy.tdx),
         policy=_section(trust.policy.azure),
         now=now,
         report_data=report_data,
-        **_tpm(report.endorsements),
+        **_tpm(report.endorsements, report_data),
     )
 
 
@@ -153,9 +154,14 @@ def _needed(endorsements: Mapping[str, bytes], name: str) -> bytes:
     return endorsements[name]
 
 
-def _dcap(quote: bytes, endorsements: Mapping[str, bytes], collateral: Collateral) -> bytes | None:
-    """Intel's collateral for this platform: the verifier's own, else what came along (Intel signed it, with dates)."""
-    return collateral.dcap.get(_fmspc(quote)) or endorsements.get("collateral")
+def _dcap(quote: bytes, endorsements: Mapping[str, bytes], trust: Trust) -> bytes | None:
+    """Intel's collateral for this platform: the verifier's own.
+
+    In POC also what came along. Intel signed that too, but whoever chooses among all that Intel signed in a month takes
+    the set in which its platform was still up to date, or not revoked yet.
+    """
+    own = trust.collateral.dcap.get(_fmspc(quote))
+    return own if own is not None or trust.policy.profile != "poc" else endorsements.get("collateral")
 
 
 def _fmspc(quote: bytes) -> str:
@@ -170,11 +176,13 @@ def _fmspc(quote: bytes) -> str:
         return ""
 
 
-def _tpm(endorsements: Mapping[str, bytes]) -> dict[str, Any]:
+def _tpm(endorsements: Mapping[str, bytes], report_data: bytes) -> dict[str, Any]:
+    """The TPM's quote, and what it must be over: an old one would show what the VM once booted."""
     from cordon.attest import azure
 
     quote = endorsements.get("tpm_quote")
-    return {"tpm_quote": None if quote is None else azure.read_tpm_quote(quote)}
+    nonce = hashlib.sha256(report_data).digest()
+    return {"tpm_quote": None if quote is None else azure.read_tpm_quote(quote), "nonce": nonce}
 
 
 def _section(section: Any) -> Any:

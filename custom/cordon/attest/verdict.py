@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
-from cordon.errors import AttestError
+from cordon.errors import AttestError, ConfigError
 
 Result = Literal["pass", "fail", "not_checked"]
 Kind = Literal["genuine", "revocation", "policy"]
@@ -18,6 +18,7 @@ Any_ = Literal["any"]
 T = TypeVar("T")
 
 ABSENT: Literal["no policy was given"] = "no policy was given"
+MAX_DETAIL = 1000  # characters of a detail; four SHA-384 in hex, found and wanted, have 800
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Check:
 
     ``kind`` genuine: part of "did this vendor's hardware sign this"; revocation: as genuine, but with data from outside
     (CRL, OCSP) that may not be at hand; policy: whether what was signed is what is wanted. ``waived``: the policy says
-    ``any``, so the answer does not count. ``clock``: the answer changes as time passes.
+    ``any``, so the answer does not count. ``clock``: the answer changes as time passes. ``code`` and ``detail`` become
+    ``printable``: a stranger's words in them go to terminals, logs and audit files.
     """
 
     code: str
@@ -35,6 +37,10 @@ class Check:
     kind: Kind = "policy"
     waived: bool = False
     clock: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code", printable(self.code, MAX_DETAIL))
+        object.__setattr__(self, "detail", printable(self.detail, MAX_DETAIL))
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,35 @@ def valid_at(code: str, what: str, since: datetime, until: datetime, now: dateti
     period = f"{what} is valid {since:%Y-%m-%dT%H:%M:%SZ} to {until:%Y-%m-%dT%H:%M:%SZ}"
     result: Result = "pass" if since <= now <= until else "fail"
     return Check(code, result, f"{period}; now is {now:%Y-%m-%dT%H:%M:%SZ}", kind, clock=True)
+
+
+def utc(now: datetime) -> datetime:
+    """``now`` in UTC, in which dates are compared and shown.
+
+    Raises:
+        ConfigError: ``now``: no time zone, or outside of the years 1 to 9999 once in UTC.
+    """
+    if now.utcoffset() is None:
+        raise ConfigError("now: want an instant with a time zone")
+    try:
+        return now.astimezone(UTC)
+    except OverflowError as error:
+        raise ConfigError(f"now: {now.isoformat()} has no date in UTC") from error
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """``text`` in printable ASCII, all else escaped, cut to ``limit`` characters.
+
+    Evidence is a stranger's: a terminal obeys the control characters in it, and a line break forges a line of a log.
+
+    >>> print(printable("a\\x1b[2J"), printable("0123456789", 8))
+    a\\x1b[2J 01234...
+    """
+    whole = limit is None or len(text) <= limit
+    if whole and text.isascii() and text.isprintable():
+        return text
+    plain = "".join(each if " " <= each <= "~" else ascii(each)[1:-1] for each in text[:limit])
+    return plain if limit is None or (whole and len(plain) <= limit) else plain[: limit - 3] + "..."
 
 
 def shown(wanted: object) -> str:

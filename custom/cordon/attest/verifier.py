@@ -31,7 +31,7 @@ class Verifier:
         self._study_digest = study_digest
         self._nonces = nonces
         self.standings: dict[str, Standing] = {}
-        self._not_before: dict[str, datetime] = {}
+        self._postponed: dict[str, tuple[datetime, datetime]] = {}  # since, until
 
     def challenge(self, peer: str, now: datetime) -> bytes:
         """A fresh nonce for ``peer``; the answer counts once and for ``policy.max_age_s`` seconds."""
@@ -71,9 +71,11 @@ class Verifier:
         return appraisal
 
     def forget(self, peer: str) -> None:
-        """``peer`` registered anew, so it may be another process: its lease ends, and it is asked at once."""
+        """``peer`` registered anew, so it may be another process: its lease ends.
+
+        It is asked at once, unless it is postponed: else one that fails could register again and again.
+        """
         self.standings[peer] = Standing(state="unattested", reasons=("registered_anew",))
-        self._not_before.pop(peer, None)
 
     def _end(self, peer: str, appraisal: EvidenceAppraisal, now: datetime) -> None:
         faults = proven(appraisal)
@@ -85,7 +87,7 @@ class Verifier:
 
     def postpone(self, peer: str, now: datetime, seconds: float) -> None:
         """Ask ``peer`` again no earlier than ``seconds`` from ``now``: a bad or dead peer must not cost much."""
-        self._not_before[peer] = now + timedelta(seconds=seconds)
+        self._postponed[peer] = (now, now + timedelta(seconds=seconds))
 
     def live(self, peer: str, now: datetime) -> bool:
         """Whether ``peer`` passed, and its lease has not ended."""
@@ -93,7 +95,8 @@ class Verifier:
 
     def due(self, peer: str, now: datetime) -> bool:
         """Whether to ask ``peer`` again: no live lease or its last third has begun, and not postponed."""
-        if peer in self._not_before and now < self._not_before[peer]:
+        since, until = self._postponed.get(peer, (now, now))
+        if since <= now < until:  # a clock set back ends it
             return False
         lease = self.standings.get(peer, UNKNOWN)
         if not lease.live(now) or lease.granted is None or lease.expires is None:

@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import json
 import struct
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +33,11 @@ from fakes.intel_pki import (
 PKI = IntelPki()
 QUOTE = PKI.quote()
 COLLATERAL = PKI.collateral()
+NO_INSTANTS = [
+    NOW.replace(tzinfo=None),
+    datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
+    datetime.max.replace(tzinfo=timezone(timedelta(hours=-14))),
+]
 
 
 def digest(text):
@@ -150,9 +157,33 @@ def test_malformed_quote_is_one_clear_error(verify, case):
         verify(data, now=NOW)
 
 
-def test_time_without_zone_is_refused():
-    with pytest.raises(ConfigError, match="now: "):
-        tdx.verify(QUOTE, now=NOW.replace(tzinfo=None))
+@pytest.mark.parametrize("verify", [tdx.verify, sgx.verify])
+@pytest.mark.parametrize("now", NO_INSTANTS, ids=str)
+def test_a_time_without_zone_or_date_in_utc_is_refused(verify, now):
+    with pytest.raises(ConfigError, match=r"\Anow: "):
+        verify(QUOTE, collateral=COLLATERAL, now=now)
+
+
+@pytest.mark.parametrize("now", [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)], ids=str)
+@pytest.mark.parametrize("body", [td_report(), td_report(td_attributes=bytes(8))], ids=["dcap-qvl", "our evaluation"])
+def test_any_instant_has_a_verdict(now, body):
+    assert tdx.verify(PKI.quote(body), collateral=COLLATERAL, now=now, root=PKI.root).verdict == "fail"
+
+
+def test_a_certificate_of_the_year_0_is_no_certificate():
+    """The library reads a date only when it is asked for it, long after it took the certificate for one."""
+    good = PKI.pck.public_bytes(Encoding.DER)
+    late = certify("x", key(9), "y", key(8), serial=9, ca=False, until=datetime(2050, 1, 1, tzinfo=UTC))
+    old = late.public_bytes(Encoding.DER).replace(b"20500101", b"00000101")
+    with pytest.raises(ValueError, match="not a certificate"):
+        pck.load(old)
+    assert pck.load(good) == PKI.pck
+    chain = pck.pem(old) + PKI.chain().split(pck.END, 1)[1]
+    appraisal = tdx.verify(PKI.quote(certification=chain), collateral=COLLATERAL, now=NOW, root=PKI.root)
+    assert not appraisal.genuine
+    signer = pck.pem(old).decode()
+    appraisal = tdx.verify(QUOTE, collateral=changed_collateral(tcb_info_issuer_chain=signer), now=NOW, root=PKI.root)
+    assert not appraisal.genuine
 
 
 def changed_collateral(**change):
@@ -187,6 +218,12 @@ def test_odd_dates_of_levels_raise_nothing_else(date):
         assert tdx.verify(PKI.quote(body), collateral=PKI.collateral(tcb_info=info), now=NOW, root=PKI.root).claims
 
 
+def dated(document, **dates):
+    """Collateral whose ``document``, which nobody signed like that, has other dates."""
+    text = json.loads(json.loads(COLLATERAL)[document]) | dates
+    return changed_collateral(**{document: json.dumps(text)})
+
+
 BAD_COLLATERAL = {
     "empty": b"",
     "text": "{}",
@@ -206,6 +243,10 @@ BAD_COLLATERAL = {
     "date without zone": changed_collateral(
         qe_identity='{"issueDate":"2026-01-01T00:00:00","nextUpdate":"2026-02-01T00:00:00"}'
     ),
+    "a date before the calendar": dated("tcb_info", nextUpdate="0001-01-01T00:00:00+14:00"),
+    "a date after the calendar": dated("qe_identity", nextUpdate="9999-12-31T23:59:59-14:00"),
+    "issued before the calendar": dated("qe_identity", issueDate="0001-01-01T00:00:00+14:00"),
+    "a date with an offset": dated("tcb_info", nextUpdate="2026-02-01T01:00:00+01:00"),
 }
 
 

@@ -14,6 +14,7 @@ from cordon import documents
 from cordon.attest import tdx
 from cordon.attest.dcap import collateral as collaterals
 from cordon.attest.dcap.policy import TdxPolicy
+from cordon.attest.policy import AttestationPolicy
 from cordon.errors import ConfigError
 from fakes.intel_pki import (
     CPU_SVN,
@@ -31,6 +32,7 @@ from fakes.intel_pki import (
     point,
     revocations,
     sgx_extension,
+    sgx_report,
     sign,
     td_report,
 )
@@ -456,6 +458,28 @@ def test_service_td_is_judged_by_the_policy():
     assert verify(quote).genuine
     assert failed(verify(quote, policy=policy(mr_service_td=[ZERO]))) == {"mr_service_td"}
     assert verify(quote, policy=policy(mr_service_td=[H48])).verdict == "pass"
+    assert failed(verify(quote, policy=policy(mr_service_td="none"))) == {"mr_service_td"}
+
+
+@pytest.mark.parametrize("quote", [PKI.quote(), PKI.quote(REPORT, version=5)], ids=["1.0", "1.5"])
+def test_no_service_td_is_none(quote):
+    """``none`` holds where the quote names none, be it for want of a field (TD report 1.0) or in zeros (1.5)."""
+    appraisal = verify(quote, policy=policy(mr_service_td="none"))
+    assert appraisal.verdict == "pass"
+    assert result(appraisal, "mr_service_td") == "pass"
+
+
+def test_none_is_no_answer_without_a_td_report():
+    appraisal = verify(PKI.quote(sgx_report(), version=3), policy=policy(mr_service_td="none"))
+    assert result(appraisal, "mr_service_td") == "not_checked"
+
+
+def test_shipped_policies_refuse_a_service_td(repo_root):
+    """dcap-qvl refuses every TD with a service TD; the policies that come with this package keep that."""
+    quote = PKI.quote(td_report("1.5", mr_service_td=bytes.fromhex(H48)), version=5)
+    for name in ("tdx", "tdx-h100", "azure-tdx"):
+        shipped = documents.load(repo_root / "cc_config" / "policy" / f"{name}.yml", AttestationPolicy)
+        assert "mr_service_td" in failed(verify(quote, policy=shipped.tdx))
 
 
 def test_debug_td_fails_without_a_policy_and_with_a_strict_one():

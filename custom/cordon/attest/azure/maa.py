@@ -17,8 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from cordon.attest.azure import jose
 from cordon.attest.azure.policy import MaaPolicy
-from cordon.attest.verdict import Appraisal, Check, against, check, listed
-from cordon.errors import ConfigError
+from cordon.attest.verdict import Appraisal, Check, against, check, listed, utc
 
 __all__ = ["MaaPolicy", "verify"]
 
@@ -58,8 +57,7 @@ def verify(
         ConfigError: ``token_format``, ``jwks_format`` or ``now`` (no time zone).
     """
     # 1. Parse.
-    if now.tzinfo is None:
-        raise ConfigError("now: want an instant with a time zone")
+    now = utc(now)
     parts = jose.parse_jws(token, "token_format", MAX_TOKEN)
     keys = jose.read_jwks(jwks, "jwks_format", MAX_JWKS)
     tee = _object(parts.body, "x-ms-isolation-tee")

@@ -15,7 +15,7 @@ import msgspec
 from cryptography import x509
 
 from cordon.attest.dcap.pck import UNREADABLE, first_der, pem
-from cordon.attest.dcap.tcb_info import Moment
+from cordon.attest.dcap.tcb_info import Dated, Moment
 from cordon.errors import ConfigError
 
 MAX_COLLATERAL = 256 * 1024  # bytes; about 20000 are usual
@@ -51,12 +51,12 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     pck_certificate_chain: str | None = None
 
 
-class _Dated(msgspec.Struct, frozen=True):
+class _Document(Dated, frozen=True):
     issueDate: Moment
     nextUpdate: Moment
 
 
-class Level(msgspec.Struct, frozen=True):
+class Level(Dated, frozen=True):
     """A TCB level as a document of the collateral has it."""
 
     tcbStatus: str
@@ -159,7 +159,7 @@ def _parsed(data: bytes) -> Collateral:
         file = msgspec.json.decode(data, type=_File)
         raw = [bytes.fromhex(text) for text in (file.root_ca_crl, file.pck_crl)]
         signatures = [bytes.fromhex(text) for text in (file.tcb_info_signature, file.qe_identity_signature)]
-        dated = [msgspec.json.decode(text, type=_Dated) for text in (file.tcb_info, file.qe_identity)]
+        dated = [msgspec.json.decode(text, type=_Document) for text in (file.tcb_info, file.qe_identity)]
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise _malformed(f"cannot be read: {error}") from error
     periods = [

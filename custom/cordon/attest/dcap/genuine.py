@@ -20,7 +20,6 @@ from cordon.attest.dcap.collateral import JUDGED, Collateral, Judgement, Verifie
 from cordon.attest.dcap.evaluation import evaluate
 from cordon.attest.dcap.quote import ECDSA_P256, INTEL_QE_VENDOR_ID, PCK_CERT_CHAIN, Quote
 from cordon.attest.verdict import Check, Result, check, valid_at
-from cordon.errors import ConfigError
 
 NO_COLLATERAL = "no collateral was given"
 OWN_READING = "our own reading finds nothing wrong"
@@ -45,13 +44,7 @@ class Established:
 def establish(
     quote: Quote, data: bytes, tee_type: int, collateral: Collateral | None, now: datetime, root: x509.Certificate
 ) -> Established:
-    """Every check of kind genuine or revocation that does not concern the body; ``data`` is the whole quote.
-
-    Raises:
-        ConfigError: ``now`` has no time zone.
-    """
-    if now.tzinfo is None:
-        raise ConfigError("now: a time with a time zone is wanted")
+    """Every check of kind genuine or revocation that does not concern the body; ``data`` is the whole quote."""
     # 1. The header says what kind of quote this is, and nothing lies behind its end.
     checks = _header(quote, tee_type)
     # 2. The PCK certificates are there, valid, and end in the pinned root.

@@ -66,6 +66,7 @@ class Platform:
     smt: bool | None
 
 
+@functools.lru_cache(maxsize=64)  # one chain per platform, and every lease asks; at most 1 MiB
 def read_chain(data: bytes) -> Chain:
     """PCK certificate, PCK CA and root from a quote's certification data (type 5).
 
@@ -99,7 +100,9 @@ def load(der: bytes) -> x509.Certificate:
     """
     try:
         with _quiet():
-            return x509.load_der_x509_certificate(der)
+            certificate = x509.load_der_x509_certificate(der)
+            _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # the year 0 is found only here
+            return certificate
     except UNREADABLE as error:
         raise ValueError(f"not a certificate: {error}") from error
 

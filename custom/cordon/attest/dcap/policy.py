@@ -70,7 +70,8 @@ class TdxPolicy(PlatformPolicy, frozen=True, kw_only=True):
     """What a trust domain must be.
 
     ``min_tee_tcb_svn``, ``min_tee_tcb_svn2``: 16 bytes, compared byte by byte. ``profiling``: any of HGS_PLUS_PROF,
-    PERF_PROF, PMT_PROF. ``event_log`` required: a CCEL log must come, and replay to RTMR0-3.
+    PERF_PROF, PMT_PROF. ``mr_service_td`` none: the quote names no service TD. ``event_log`` required: a CCEL log must
+    come, and replay to RTMR0-3.
     """
 
     sept_ve_disable: bool | Any_
@@ -92,7 +93,7 @@ class TdxPolicy(PlatformPolicy, frozen=True, kw_only=True):
     mr_config_id: tuple[Hex48, ...] | Any_
     mr_owner: tuple[Hex48, ...] | Any_
     mr_owner_config: tuple[Hex48, ...] | Any_
-    mr_service_td: tuple[Hex48, ...] | Any_
+    mr_service_td: tuple[Hex48, ...] | Literal["none", "any"]
     event_log: Literal["required", "any"]
 
 

@@ -14,6 +14,16 @@ Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Hex = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-fA-F]+\Z")]
 
 
+class Dated(msgspec.Struct, frozen=True):
+    """Dates are in UTC, as Intel writes them: one with an offset can have no date in UTC, and then nothing shows it."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, datetime) and value.utcoffset():
+                raise ValueError(f"{name}: {value.isoformat()} is not in UTC")
+
+
 class Svn(msgspec.Struct, frozen=True):
     """SVN of one component."""
 
@@ -28,7 +38,7 @@ class Components(msgspec.Struct, frozen=True):
     tdxtcbcomponents: list[Svn] = []
 
 
-class TcbLevel(msgspec.Struct, frozen=True):
+class TcbLevel(Dated, frozen=True):
     """A level of a platform."""
 
     tcb: Components
@@ -43,7 +53,7 @@ class IsvSvn(msgspec.Struct, frozen=True):
     isvsvn: int
 
 
-class IsvLevel(msgspec.Struct, frozen=True):
+class IsvLevel(Dated, frozen=True):
     """A level of QE or TDX module."""
 
     tcb: IsvSvn

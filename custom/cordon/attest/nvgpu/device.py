@@ -18,7 +18,7 @@ from cordon.attest import roots as embedded
 from cordon.attest.nvgpu import chain, dice, rim, spdm
 from cordon.attest.nvgpu.evidence import decode_report
 from cordon.attest.nvgpu.policy import GpuPolicy, asked
-from cordon.attest.verdict import Appraisal, Check, check, listed
+from cordon.attest.verdict import Appraisal, Check, check, listed, utc
 from cordon.errors import ConfigError
 
 MSR_NVDEC0 = 35  # RIM index of the video decoder's measurement: unset while the decoder is switched off
@@ -60,9 +60,10 @@ def verify(
 
     Raises:
         ConfigError: something cannot be parsed; starts with report_format, report_version, chain_format, rim_format or
-            nonce_format.
+            nonce_format, or now.
     """
     trusted = anchors(roots)
+    now = utc(now)
     return appraise(report, chain, nonce, read_rims(rims, trusted.rim, now), now, policy, trusted.device)
 
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cordon.attest.nvgpu import dice
 from cordon.attest.nvgpu.evidence import MAX_DEVICES, parse_json
 from cordon.attest.nvgpu.policy import NrasPolicy, asked
-from cordon.attest.verdict import Appraisal, Check, Kind, against, check
+from cordon.attest.verdict import Appraisal, Check, Kind, against, check, utc
 from cordon.errors import ConfigError
 
 MAX_TOKEN = 1024 * 1024  # bytes
@@ -57,9 +57,10 @@ def verify(
         now: timezone-aware; there is no leeway.
 
     Raises:
-        ConfigError: token_format, jwks_format or nonce_format.
+        ConfigError: token_format, jwks_format, nonce_format or now.
     """
     # 1. Parse.
+    now = utc(now)
     if nonce is not None and len(nonce) != 32:
         raise ConfigError(f"nonce_format: nonce has {len(nonce)} bytes, want 32")
     overall_text, device_texts = _split(parse_json(token, MAX_TOKEN, "token_format"))

@@ -116,14 +116,20 @@ def load(data: bytes, what: str) -> list[x509.Certificate]:
     if len(data) > MAX_CERTIFICATES:
         raise ConfigError(f"{what}_format: {what} has {len(data)} bytes, more than the {MAX_CERTIFICATES} allowed")
     try:
-        with quiet():
-            pem = b"-----BEGIN" in data
-            found = x509.load_pem_x509_certificates(data) if pem else [x509.load_der_x509_certificate(data)]
-            for each in found:  # decoded on demand only: now, so that nothing below can fail on it
-                _ = each.subject, each.issuer, each.not_valid_before_utc, each.not_valid_after_utc, each.extensions
+        return list(_decoded(data))
     except BAD as error:
         raise ConfigError(f"{what}_format: {what} is no X.509 certificate in PEM or DER: {one_line(error)}") from error
-    return found
+
+
+@functools.lru_cache(maxsize=32)  # a chip's VEK and AMD's ASK and ARK come again with each report; at most 2 MiB
+def _decoded(data: bytes) -> tuple[x509.Certificate, ...]:
+    """Decoding alone, which does not change: whatever is asked of a certificate is asked anew each time."""
+    with quiet():
+        pem = b"-----BEGIN" in data
+        found = x509.load_pem_x509_certificates(data) if pem else [x509.load_der_x509_certificate(data)]
+        for each in found:  # decoded on demand only: now, so that nothing below can fail on it
+            _ = each.subject, each.issuer, each.not_valid_before_utc, each.not_valid_after_utc, each.extensions
+    return tuple(found)
 
 
 def split_chain(certificates: list[x509.Certificate]) -> tuple[x509.Certificate, x509.Certificate]:

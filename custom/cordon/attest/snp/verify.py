@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cryptography import x509
@@ -17,7 +17,7 @@ from cordon.attest.snp import abi, certificates, revocation, validate
 from cordon.attest.snp.abi import Report
 from cordon.attest.snp.certificates import Anchor, Vek
 from cordon.attest.snp.policy import SnpPolicy
-from cordon.attest.verdict import Appraisal, Check, check, valid_at
+from cordon.attest.verdict import Appraisal, Check, check, utc, valid_at
 from cordon.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ def verify(
     given = [each for each in given if each != leaf]  # AMD's tools write the VEK in front of its chain
     supplied = certificates.split_chain(given) if given else None
     listed = None if crl is None else revocation.load(crl)
-    now = _instant(now)
+    now = utc(now)
     if product is not None and product not in certificates.PRODUCTS:
         raise ConfigError(f"product: {product!r}, want one of {', '.join(certificates.PRODUCTS)}")
     if report_data is not None and (not isinstance(report_data, bytes) or len(report_data) != 64):
@@ -104,12 +104,6 @@ def product_of(report: bytes, vek: bytes) -> str:
     line = Report.parse(report).product
     named = certificates.read_vek(certificates.load(vek, "vek")[0]).product_name.partition("-")[0]
     return line or certificates.LINE_OF.get(named) or ""
-
-
-def _instant(now: datetime) -> datetime:
-    if now.tzinfo is None:
-        raise ConfigError("now: want an instant with a time zone")
-    return now.astimezone(UTC)
 
 
 def _line_of_issuer(vek: Vek, anchors: Mapping[str, Anchor]) -> str | None:
