@@ -2,7 +2,7 @@
 
 Each module has ``add_parser(sub)``; a command's ``run(args)`` returns an exit code or raises. Exit codes of every
 command: 0 ok, 1 negative verdict, 2 not checked, 3 usage or unreadable input, 4 refused by policy, 70 internal error,
-130 interrupted.
+130 interrupted, 141 the reader of the output went away before the command had ended.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from typing import Any, NoReturn
 
 import cordon
+from cordon.attest.verdict import printable
 from cordon.errors import CordonError
 
 GROUPS = ("demo", "data", "sign", "attest", "kit")
-USAGE, INTERNAL, INTERRUPTED = 3, 70, 130
+USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 3, 70, 130, 141  # the last two: 128 + SIGINT, 128 + SIGPIPE
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
+        self.exit(USAGE, f"{self.prog}: {printable(message)}\n")
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -38,7 +40,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
         prog="cordon",
         description="Confidential federated learning for hospitals, on NVIDIA FLARE.",
         epilog="Exit codes: 0 ok, 1 negative verdict, 2 not checked, 3 usage or unreadable input, 4 refused by policy, "
-        "70 internal error, 130 interrupted.",
+        "70 internal error, 130 interrupted, 141 broken pipe.",
     )
     top.add_argument("--version", action="version", version=f"cordon {cordon.__version__}")
     sub = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
@@ -51,18 +53,50 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and map how it ends to an exit code."""
     words = sys.argv[1:] if argv is None else argv
-    args = parser(words[0] if words else None).parse_args(words)
+    code = _run(parser(words[0] if words else None).parse_args(words))
+    error = _flush()
+    if error is None or isinstance(error, BrokenPipeError):  # the verdict stands, also if nobody read it to its end
+        return code
+    _say(f"output: {error.strerror}")
+    return code or USAGE
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         return int(args.run(args))
     except CordonError as error:
-        print(f"cordon: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("cordon: interrupted", file=sys.stderr)
+        _say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        return 0
+    except BrokenPipeError:  # no verdict yet, so this must not look like one
+        return BROKEN_PIPE
     except Exception:  # the one broad handler: an internal error must not look like a negative verdict
-        traceback.print_exc()
-        print("cordon: internal error; please report the lines above", file=sys.stderr)
+        _say(f"internal error; please report the lines below\n{traceback.format_exc()}")
         return INTERNAL
+
+
+def _say(text: str) -> None:
+    """An error on stderr: a stranger's words in it are made harmless, and can't begin a line of their own."""
+    lines = "\n  ".join(printable(line) for line in f"cordon: {text}".rstrip().split("\n"))
+    try:
+        print(lines, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # `2>&1 | head`: nobody reads it, and the exit code says what there is to say
+        return
+
+
+def _flush() -> OSError | None:
+    """Hand over what is left of the output, here: an error at the interpreter's exit would replace the exit code.
+
+    What nobody takes is discarded, so that it does not fail once more. Returns why.
+    """
+    failed = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # a job started without one
+                stream.flush()
+        except OSError as error:
+            failed = failed or error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return failed

@@ -18,7 +18,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cordon import documents, signing, study
-from cordon.cli.sign import write_new
+from cordon.cli.sign import SIGNED, write_new
 from cordon.errors import ConfigError
 from cordon.signing import PublicKey
 from cordon.site import pin
@@ -45,6 +45,8 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
         required=True,
         help="public half of this hospital's policy key, from its own files (cordon keygen --pub)",
     )
+    pinning.add_argument("--site-policy", type=Path, help="this hospital's site policy: no older one shall count again")
+    pinning.add_argument("--attestation", type=Path, help="its attestation policy, likewise")
     pinning.add_argument("--out", type=Path, required=True, help=f"file to write; a kit looks for {pin.PATH}")
     pinning.set_defaults(run=_pin)
 
@@ -56,13 +58,13 @@ def check_kit(root: Path, pin_file: Path | None, as_json: bool) -> int:
     pinned = None if pin_file is None else documents.load(pin_file, pin.Pin)
     kit = read_kit(root, datetime.now(UTC))
     if pinned is not None:
-        pin.check(pinned, kit.study, kit.name, str(pin_file))
+        pin.check(pinned, kit.study, kit.name, str(pin_file), kit.policy_digests)
     if as_json:
         said = {"kind": "kit", "path": str(root), "ok": True, "digest": kit.study.digest, "pinned": pinned is not None}
         print(json.dumps({**said, "role": kit.role, "name": kit.name, "profile": kit.study.profile}))
         return 0
     print(f"{root}: kit of {kit.role} {kit.name}; study {kit.study.study} ({kit.study.profile}), {kit.study.digest}")
-    print("signatures, keys and certificate of Cordon's documents hold; not looked at: start.sh and FLARE's own files")
+    print("signatures, keys and certificate hold; FLARE's files and scripts are those of provisioning, and no others")
     if pinned is None:
         print("no pin was given: whoever made this kit may have written its study contract too")
     else:
@@ -78,11 +80,23 @@ def _spki(args: argparse.Namespace) -> int:
 
 def _pin(args: argparse.Namespace) -> int:
     agreed = study.load_signed(args.study, datetime.now(UTC))
-    made = pin.make(agreed, args.site, _public_key(args.policy_key))
+    key = _public_key(args.policy_key)
+    policies: dict[pin.PolicyKind, str] = {}
+    if args.site_policy is not None:
+        policies["site"] = _digest("site", args.site_policy, key)
+    if args.attestation is not None:
+        policies["attestation"] = _digest("attestation", args.attestation, key)
+    made = pin.make(agreed, args.site, key, policies)
     write_new(args.out, yaml.safe_dump(msgspec.to_builtins(made), sort_keys=False).encode(), 0o644)
     print(f"{args.out}: pins {args.site} to study {agreed.study}, signed by all {len(agreed.roster)} hospitals")
     print(f"digest: {made.study_digest}\nread it out to the other hospitals: theirs must be the same")
     return 0
+
+
+def _digest(kind: str, path: Path, key: PublicKey) -> str:
+    """Content digest of a policy that this hospital signed."""
+    schema, name = SIGNED[kind]
+    return documents.content_digest(documents.load_signed(path, schema, name, [key], datetime.now(UTC)))
 
 
 def _public_key(path: Path) -> PublicKey:

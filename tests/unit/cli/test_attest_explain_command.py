@@ -16,7 +16,7 @@ from cordon.attest.claims import Report
 from cordon.attest.keys import ProcessKeys
 from cordon.cli import main
 from cordon.cli.attest.kinds import recognise
-from cordon.cli.attest.words import WORDS
+from cordon.cli.attest.says import WORDS
 from fakes import amd_pki, azure_pki
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

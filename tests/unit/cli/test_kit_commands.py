@@ -94,6 +94,7 @@ def test_pin_says_the_digest_that_check_says(signed, capsys):
         "site": "hospital-a",
         "study_digest": documents.load(signed, study.StudyContract).digest,
         "policy_spki": signing.encode_spki(signing.load_public_key((signed.parent / "a.pub").read_bytes())),
+        "policies": {},
     }
     assert capsys.readouterr().out.count(made["study_digest"]) == 2
 

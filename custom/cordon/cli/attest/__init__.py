@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cordon.attest.verdict import printable
 from cordon.cli.attest import output
 from cordon.errors import ConfigError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 TDX_OPTIONS = {"mrtd": "mr_td", "rtmr0": "rtmr0", "rtmr1": "rtmr1", "rtmr2": "rtmr2", "rtmr3": "rtmr3"}
 """Option -> field of the policy's section tdx."""
 
+MAX_ERROR = 4000  # characters of an error about a stranger's file, which can quote any amount of it
 _CODE = re.compile(r"^([a-z][a-z0-9]*(?:_[a-z0-9]+)*): (.*)$", re.S)
 
 
@@ -52,7 +54,7 @@ def _add_verify(commands: SubParsers) -> None:
     _report_data(snp)
 
     for name, title in (("tdx", "Intel TDX quote"), ("sgx", "Intel SGX quote")):
-        quote = _kind(kinds, name, title, name)
+        quote = _kind(kinds, name, title, "quote")
         _file(quote, "quote", "quote, binary or hex text", required=True)
         _file(quote, "collateral", "Intel's collateral (JSON); without it nothing is shown to be genuine")
         if name == "tdx":
@@ -204,7 +206,7 @@ def _told(module: str, command: str) -> Callable[[argparse.Namespace], int]:
         except ConfigError as error:
             match = _CODE.match(str(error))
             code, detail = match.groups() if match else ("input_unreadable", str(error))
-            detail = " ".join(detail.split())
+            detail = printable(" ".join(detail.split()), MAX_ERROR)
             if args.json:
                 unread: dict[str, Any] = {"genuine": False, "verdict": "not_checked", "checks": [], "claims": {}}
                 output.write(json.dumps({"error": {"code": code, "detail": detail}, **unread}))

@@ -11,19 +11,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from cordon.attest.verdict import Appraisal, printable
 from cordon.cli.attest import says
 from cordon.cli.attest.input import CERTIFICATE, COLLATERAL, CRL, EVIDENCE, instant, optional, read
 from cordon.cli.attest.kinds import claims_of, recognise
-from cordon.cli.attest.output import hanging, plain, write
-from cordon.cli.attest.words import SOFTWARE, WORDS
+from cordon.cli.attest.output import hanging, write
 from cordon.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cordon.attest.verdict import Appraisal
 
 
 @dataclass
@@ -40,7 +37,7 @@ class Endorsed:
 class Account:
     """What there is to tell: ``facts`` as (label, value), ``appraisal`` if anything could be checked."""
 
-    words: str
+    words: str  # key of says.WORDS
     facts: list[tuple[str, str]]
     appraisal: Appraisal | None
     missing: list[str]
@@ -64,19 +61,19 @@ def explain(args: argparse.Namespace) -> int:
 
 
 def _page(path: Path, account: Account) -> Iterable[str]:
-    words = WORDS[account.words]
-    yield plain(f"{path}: {words.title}")
+    words = says.WORDS[account.words]
+    yield printable(f"{path}: {words.title}")
     yield from _facts(account)
     yield from _checked(account)
     if account.inner is not None:
-        yield f"\nInside it: {WORDS[account.inner.words].title}"
+        yield f"\nInside it: {says.WORDS[account.inner.words].title}"
         yield from _facts(account.inner)
         yield from _checked(account.inner)
-        words = WORDS[account.inner.words]  # what the statement is worth depends on the TEE that made the report
+        words = says.WORDS[account.inner.words]  # what the statement is worth depends on the TEE that made the report
     yield from _listed("Once all of that is verified, it proves", words.proves)
     yield from _listed("It never proves", words.never)
     yield "\nFor a verdict:"
-    yield f"  {plain(account.command.replace('EVIDENCE', shlex.quote(str(path))))}"
+    yield f"  {printable(account.command.replace('EVIDENCE', shlex.quote(str(path))))}"
 
 
 def _facts(account: Account) -> Iterable[str]:
@@ -162,8 +159,6 @@ def _gpu_evidence(evidence: Endorsed, _: Any) -> Account:
 
 def _together(appraisals: list[Appraisal]) -> Appraisal:
     """One appraisal of several devices, for reading: each check names its device."""
-    from cordon.attest.verdict import Appraisal
-
     if len(appraisals) == 1:
         return appraisals[0]
     checks = [
@@ -265,7 +260,7 @@ def _inner(evidence: Endorsed, body: Any) -> Account:
     inside = Endorsed(body.report, evidence.now, {**evidence.given, **body.endorsements}, evidence.product)
     if body.type == "software":
         facts = says.software(body.report)
-        return Account("software", facts, None, ["the report's own signature: it would prove no more"], SOFTWARE)
+        return Account("software", facts, None, ["the report's own signature: it would prove no more"], says.SOFTWARE)
     if body.type == "az-snp" or body.type == "az-tdx":
         from cordon.attest import azure
 

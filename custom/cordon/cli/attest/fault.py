@@ -15,8 +15,9 @@ from cordon.attest import fault as faults
 from cordon.attest import policy as attestation
 from cordon.attest.policy import AttestationPolicy
 from cordon.attest.vendor import Trust
+from cordon.attest.verdict import printable
 from cordon.cli.attest.input import EVIDENCE, instant, policy_file, read
-from cordon.cli.attest.output import hanging, plain, write
+from cordon.cli.attest.output import hanging, write
 from cordon.errors import AttestError, ConfigError, CordonError, SignatureError
 
 
@@ -113,7 +114,7 @@ def _trust(args: argparse.Namespace, policy: AttestationPolicy) -> Trust:
 
 def _text(verdict: dict[str, Any]) -> str:
     head = "proven" if verdict["proven"] else "not proven"
-    lines = [f"{plain(verdict['verifier'])} accuses {plain(verdict['peer'])}: {head}"]
+    lines = [f"{printable(verdict['verifier'])} accuses {printable(verdict['peer'])}: {head}"]
     lines += hanging("  ", verdict["detail"])
     for each in verdict["failures"]:
         lines += hanging(f"  {each['code']}: ", each["detail"])

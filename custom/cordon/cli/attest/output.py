@@ -8,12 +8,10 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cordon.attest.verdict import Appraisal, printable
 from cordon.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cordon.attest.verdict import Appraisal
 
 EXIT_CODES = {"pass": 0, "not_checked": 2, "fail": 1}  # from best to worst
 COLOURS = {"pass": "32", "fail": "31", "not_checked": "33"}
@@ -62,21 +60,16 @@ def write(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return  # `cordon.cli.main` discards what is left
     except OSError as error:
         raise ConfigError(f"output_unwritable: {error.strerror}") from error
-
-
-def plain(text: str) -> str:
-    """``text`` without control characters: evidence is a stranger's, and a terminal obeys what it is sent."""
-    return "".join(each if " " <= each <= "~" else each.encode("unicode_escape", "replace").decode() for each in text)
 
 
 def hanging(head: str, text: str) -> list[str]:
     """``head`` and the lines of ``text`` beside it. No word is cut: a digest has to be copied whole."""
     room = max(WIDTH - len(head), 40)
-    lines = textwrap.wrap(plain(text), room, break_long_words=False, break_on_hyphens=False) or [""]
-    return [plain(head) + lines[0], *(" " * len(head) + line for line in lines[1:])]
+    lines = textwrap.wrap(printable(text), room, break_long_words=False, break_on_hyphens=False) or [""]
+    return [printable(head) + lines[0], *(" " * len(head) + line for line in lines[1:])]
 
 
 def _table(verdict: dict[str, Any], policy: Any) -> Iterable[str]:
@@ -92,7 +85,7 @@ def _table(verdict: dict[str, Any], policy: Any) -> Iterable[str]:
     if policy is None:
         yield "policy: none was given"
     else:
-        yield f"policy: {plain(policy_name(policy))}; its signature was not checked by this command"
+        yield f"policy: {printable(policy_name(policy))}; its signature was not checked by this command"
     failed = ", ".join(dict.fromkeys(check["code"] for check in checks if check["result"] == "fail"))
     yield _coloured(MEANING[verdict["verdict"]].format(failed=failed), verdict["verdict"])
 

@@ -15,9 +15,10 @@ import yaml
 
 from cordon import documents
 from cordon.attest.policy import AttestationPolicy
+from cordon.attest.verdict import printable
 from cordon.cli.attest import TDX_OPTIONS
 from cordon.cli.attest.input import MIB, hex_bytes, policy_file
-from cordon.cli.attest.output import plain, write
+from cordon.cli.attest.output import write
 from cordon.errors import ConfigError
 
 MAX_VCPUS = 4096
@@ -125,7 +126,7 @@ def _write_policy(args: argparse.Namespace, section: str, values: dict[str, list
     lines += ["  - that these values are those of the image that was approved, computed by somebody you trust"]
     lines += [f"  - each field that says any ({len(loose)}): {', '.join(loose)}"]
     lines += [f"Then: cordon sign --key KEY --as attestation {args.out}"]
-    write("\n".join(map(plain, lines)))
+    write("\n".join(map(printable, lines)))
     return 0
 
 
@@ -142,7 +143,7 @@ def _text(
         head += f"# Image: {'; '.join(told)}.\n"
     head += "# Every field has a value or `any`. Review it, then sign it: cordon sign --as attestation\n"
     text: str = yaml.safe_dump(body, sort_keys=False, default_flow_style=False, width=120)
-    return "".join(f"{plain(line)}\n" for line in head.splitlines()) + text
+    return "".join(f"{printable(line)}\n" for line in head.splitlines()) + text
 
 
 def _open_fields(body: dict[str, Any], prefix: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from cordon.attest.verdict import Appraisal, Check, against, check
 from cordon.cli.attest.input import (
     CERTIFICATE,
     COLLATERAL,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from cordon.attest.azure import TpmQuote
     from cordon.attest.nvgpu.policy import GpuPolicy
     from cordon.attest.policy import AttestationPolicy
-    from cordon.attest.verdict import Appraisal, Check
 
 
 def snp(args: argparse.Namespace) -> int:
@@ -52,35 +52,23 @@ def snp(args: argparse.Namespace) -> int:
     return emit(args, [_accepted("snp", appraisal, policy)], policy)
 
 
-def tdx(args: argparse.Namespace) -> int:
-    """``cordon attest verify tdx``."""
-    from cordon.attest import tdx as verifier
+def quote(args: argparse.Namespace) -> int:
+    """``cordon attest verify tdx`` and ``sgx``."""
+    from cordon.attest import sgx, tdx
 
     policy = _policy(args)
-    appraisal = verifier.verify(
-        binary(read(args.quote, REPORT)),
-        collateral=optional(args.collateral, COLLATERAL),
-        event_log=optional(args.event_log, EVENT_LOG),
-        now=instant(args.at),
-        policy=_section(policy, "tdx"),
-        report_data=hex_bytes(args.report_data, "--report-data", 64),
-    )
-    return emit(args, [_accepted("tdx", appraisal, policy)], policy)
-
-
-def sgx(args: argparse.Namespace) -> int:
-    """``cordon attest verify sgx``."""
-    from cordon.attest import sgx as verifier
-
-    policy = _policy(args)
-    appraisal = verifier.verify(
-        binary(read(args.quote, REPORT)),
-        collateral=optional(args.collateral, COLLATERAL),
-        now=instant(args.at),
-        policy=_section(policy, "sgx"),
-        report_data=hex_bytes(args.report_data, "--report-data", 64),
-    )
-    return emit(args, [_accepted("sgx", appraisal, policy)], policy)
+    given: dict[str, Any] = {
+        "collateral": optional(args.collateral, COLLATERAL),
+        "now": instant(args.at),
+        "policy": _section(policy, args.kind),
+        "report_data": hex_bytes(args.report_data, "--report-data", 64),
+    }
+    data = binary(read(args.quote, REPORT))
+    if args.kind == "tdx":
+        appraisal = tdx.verify(data, event_log=optional(args.event_log, EVENT_LOG), **given)
+    else:
+        appraisal = sgx.verify(data, **given)
+    return emit(args, [_accepted(args.kind, appraisal, policy)], policy)
 
 
 def gpu(args: argparse.Namespace) -> int:
@@ -113,8 +101,6 @@ def gpu(args: argparse.Namespace) -> int:
 
 def _machine(appraisals: Sequence[Appraisal], policy: GpuPolicy | None) -> Iterator[Check]:
     """What is asked of all devices together: each is another one, and there are as many as the policy wants."""
-    from cordon.attest.verdict import against, check
-
     found = {each.claims["device_id"]: each.claims["arch"] == "ls10" for each in appraisals if each.genuine}
     if len(appraisals) > 1:
         shown = len({each.claims["device_id"] for each in appraisals})
@@ -223,8 +209,6 @@ def _accepted(kind: str, appraisal: Appraisal, policy: AttestationPolicy | None)
 
 
 def _evidence_type(kind: str, policy: AttestationPolicy) -> Check:
-    from cordon.attest.verdict import Check, check
-
     code = "evidence_type"
     if kind != "gpu":
         return check(code, kind in policy.evidence, f"{kind}, the policy accepts {', '.join(policy.evidence)}")
