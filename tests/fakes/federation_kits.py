@@ -2,9 +2,12 @@
 
 The documents are made, signed, checked and copied by the product's own code (``poc_documents``, ``packaging``); made up
 here are only the certificates, which FLARE's CertBuilder would issue, and that every hospital keeps its data as CSV.
+FLARE's own files come from its templates, as its StaticFileBuilder fills them.
 """
 
 import functools
+import importlib.resources
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from cordon import signing
 from cordon.attest import standing
 from cordon.demo import samples, wdbc
-from cordon.flare import packaging, poc_documents
+from cordon.flare import kit_files, packaging, poc_documents
 from cordon.flare.kit import STANDING_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,18 +73,48 @@ def make_kits(
     split = wdbc.split(0)
     for name in names:
         local = folder / name / "local"
+        log_streaming: bool | None = None
         if name == SERVER:
             packaging.pack_coordinator(made.folder, made.policies[name], local, agreed, now)
             reference = folder / name / "data" / "reference.csv"
             reference.parent.mkdir()
             samples.write_reference(reference, split.reference.x, split.reference.y)
         else:
-            packaging.pack_hospital(made.folder, made.policies[name], local, name, agreed, now)
+            packed = packaging.pack_hospital(made.folder, made.policies[name], local, name, agreed, now)
+            log_streaming = packed.egress.log_streaming
             samples.write_hospital(name, "csv", folder / name / "data" / "patients.csv", split.sites[name])
         poc_documents.write_tee(state, local, name, now)
+        write_flare_files(folder / name, name, log_streaming)
         for peer in hospitals if name == SERVER else (SERVER,):
             stand(folder / name, peer)
     return folder
+
+
+def write_flare_files(kit: Path, name: str, log_streaming: bool | None) -> None:
+    """What FLARE starts from in the kit of ``name``, Cordon's part included. No ``log_streaming``: the coordinator."""
+    hospital, local = log_streaming is not None, kit / "local"
+    base = "client" if hospital else "server"
+    text = importlib.resources.files("nvflare").joinpath("lighter", "templates", "master_template.yml").read_text()
+    sections = yaml.safe_load(text)
+    values = {
+        **{"name": "federation", "target": f"{SERVER}:8002", "scheme": "grpc", "conn_sec": "mtls"},
+        **{"admin_server": SERVER, "admin_port": "8002", "server_identity": SERVER, "fqsn": name, "is_leaf": "true"},
+        **{"require_signed_jobs_config": "", "auth_identity_config": "", "class_allow_list": '["nvflare."]'},
+        **{"allow_log_streaming": "true", "num_gpus": "0", "gpu_mem": "0"},
+    }
+    for path, section in (
+        (kit / "startup" / f"fed_{base}.json", f"fed_{base}"),
+        (local / "resources.json.default", f"local_{base}_resources"),
+        (local / "log_config.json.default", "log_config"),
+    ):
+        filled = sections[section]
+        for key, value in values.items():
+            filled = filled.replace("{~~" + key + "~~}", value)
+        path.write_text(json.dumps(json.loads(filled)))
+    for file, tree in kit_files.components(hospital, 2).items():
+        (local / file).write_text(json.dumps(tree))
+    kit_files.restrict_resources(local, log_streaming)
+    kit_files.write_authorization(local)
 
 
 def stand(kit: Path, peer: str, state: str = "attested", lease_s: float = 3600.0, reasons: Sequence[str] = ()) -> None:
@@ -120,8 +153,8 @@ def _edit(source: Path, target: Path, changes: Mapping[str, Any]) -> None:
 
 def _startup(folder: Path, base: str, name: str, now: datetime) -> None:
     folder.mkdir(parents=True)
-    (folder / ("fed_server.json" if base == "server" else "fed_client.json")).write_text("{}\n")
-    key, subject = mtls_key(name), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    names = ((NameOID.COMMON_NAME, name), (NameOID.ORGANIZATION_NAME, name.replace("-", "_")))
+    key, subject = mtls_key(name), x509.Name([x509.NameAttribute(oid, value) for oid, value in names])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -24,7 +24,7 @@ from nvflare.apis.utils.event import fire_event_to_components
 from nvflare.apis.workspace import Workspace
 from nvflare.app_opt.confidential_computing.cc_authorizer import CCAuthorizer
 from nvflare.app_opt.confidential_computing.cc_manager import CC_INFO, CCManager
-from nvflare.fuel.f3.cellnet.defs import ReturnCode
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.private.defs import ClientRegSession, ClientType, InternalFLContextKey
 from nvflare.private.fed.client.client_engine import ClientEngine
@@ -73,9 +73,11 @@ class Cell:
         return self.wire.ask(target, channel, topic, request)
 
     def broadcast_multi_requests(self, messages: Mapping[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
-        return {
-            name: self.wire.ask(each.target, each.channel, each.topic, each.message) for name, each in messages.items()
-        }
+        replies = {}
+        for name, each in messages.items():  # FLARE sends to the key, and names itself as the origin
+            each.message.set_header(MessageHeaderKey.ORIGIN, self.name)
+            replies[name] = self.wire.ask(name, each.channel, each.topic, each.message)
+        return replies
 
 
 class Parent:

@@ -163,3 +163,15 @@ def test_no_pin_is_made_for_a_stranger_or_another_key():
 def test_the_fixed_path_is_outside_any_kit():
     assert Path("/etc/cordon/pin.yml") == pin.PATH
     assert pin.VARIABLE == "CORDON_PIN"
+
+
+def test_an_older_policy_that_was_signed_once_does_not_come_back(tmp_path):
+    kit, default = tmp_path / "kit", tmp_path / "pin.yml"
+    kit.mkdir()
+    newest = {"site": "1" * 64, "attestation": "2" * 64}
+    default.write_text(yaml.safe_dump(documents.body_of(pin.make(contract(), "hospital-a", OWN, newest))))
+    pin.check_start(kit, contract(), "hospital-a", {}, default, newest)
+    for kind in newest:
+        for there in ({**newest, kind: "3" * 64}, {key: value for key, value in newest.items() if key != kind}, None):
+            with pytest.raises(SignatureError, match=f"wants {kind} policy"):
+                pin.check_start(kit, contract(), "hospital-a", {}, default, there)

@@ -42,6 +42,9 @@ class Peer:
     held: str = ""  # why its parent process is not attested, '' if it is
     out: bool = False  # excluded, and said so
     version: int = -1  # the last model that it has certainly seen
+    asked: tuple[dict[str, Any], bytes] | None = None  # parts and payload of its open ticket
+    resend: bool = False  # the site wants fresh evidence before it answers that ticket
+    waiting: Any = None  # an answer that came after the lease ended: it counts if the renewal passes
     evidence: dict[str, Any] | None = None
     """The coordinator's own evidence for this site's challenge, sent along until the site has used it."""
 
@@ -74,7 +77,7 @@ class Admission:
             nonce=nonce,
             context=job_context(self._kit, self._job, self._job_id, peer.name, self._kit.attest_policy_digest),
             mtls_key=self._kit.study.hospital(peer.name).mtls_key,
-            trust=self._kit.trust,
+            trust=self._kit.fresh_trust()[0],
             now=datetime.now(UTC),
         )
 

@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.private.defs import ClientType, InternalFLContextKey, new_cell_message
 
 from cordon import signing
-from cordon.attest import collateral, fault, standing
+from cordon.attest import fault, standing
 from cordon.attest.appraise import MAX_EVIDENCE, EvidenceAppraisal, make_evidence, parent_context
 from cordon.attest.binding import NONCE_BYTES
 from cordon.attest.keys import ProcessKeys
@@ -40,7 +39,7 @@ from cordon.attest.nonce import Nonces
 from cordon.attest.verifier import Verifier
 from cordon.errors import AttestError, ConfigError, CordonError
 from cordon.flare import gates
-from cordon.flare.kit import COLLATERAL, STANDING_FILE, Kit, load_kit
+from cordon.flare.kit import STANDING_FILE, Kit, load_kit
 
 CHANNEL = "cordon_attest"
 TOPIC = "challenge"
@@ -48,7 +47,9 @@ AUDIT_FILE = "attestation.jsonl"
 FAULT_FOLDER = "quarantine"
 NONCE_FILE = "attestation_nonces.json"
 EXIT_BAD_KIT = 3
-ASK_WINDOW_S, MAX_ASKS, MAX_ASKING = 10.0, 8, 1000  # challenges per asker within the window; askers
+MAX_RECORDS = 32  # of faults per peer: evidence has up to 1 MiB, and a peer can fail in another way every half minute
+SOFTWARE_WAIT_S, HARDWARE_WAIT_S = 5.0, 60.0
+ASK_WINDOW_S, MAX_ASKS = 10.0, 8  # challenges per member within the window
 
 
 class CordonCCManager(FLComponent):
@@ -56,10 +57,11 @@ class CordonCCManager(FLComponent):
 
     Args:
         check_interval_s: seconds between looks at who must be challenged.
-        reply_timeout_s: seconds to wait for an answer.
+        reply_timeout_s: seconds to wait for an answer; default: 5 where this side's own evidence is software, else a
+            minute (a busy firmware and eight GPUs take their time), and never longer than the policy's ``max_age_s``.
     """
 
-    def __init__(self, check_interval_s: float = 2.0, reply_timeout_s: float = 5.0) -> None:
+    def __init__(self, check_interval_s: float = 2.0, reply_timeout_s: float | None = None) -> None:
         super().__init__()
         self.check_interval_s = check_interval_s
         self.reply_timeout_s = reply_timeout_s
@@ -71,7 +73,7 @@ class CordonCCManager(FLComponent):
         self._round = threading.Lock()  # one round of challenges at a time
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._asked: dict[str, list[float]] = {}  # origin -> monotonic seconds of its recent challenges
+        self._asked: dict[str, list[float]] = {}  # member -> monotonic seconds of its recent challenges
         self._sessions: dict[str, str] = {}  # hospital -> FLARE's token of its registration
         self._silent: set[str] = set()
         self._ended: set[str] = set()
@@ -166,14 +168,14 @@ class CordonCCManager(FLComponent):
     def _answer(self, request: Message) -> Message:
         """Evidence for a challenge. It holds no secret, so anybody whom the gates let in may ask, now and then."""
         kit, _ = self._ready()
-        if not self._may_ask(str(request.get_header(MessageHeaderKey.ORIGIN))):
-            return make_reply(ReturnCode.SERVICE_UNAVAILABLE, "asked too often")
         asked = request.payload
         nonce, policy_digest = (asked.get("nonce"), asked.get("policy_digest")) if isinstance(asked, dict) else (0, 0)
         if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES or not isinstance(policy_digest, str):
             return make_reply(ReturnCode.INVALID_REQUEST, "want nonce (32 bytes) and policy_digest")
         if len(policy_digest) > 128 or self._keys is None:
             return make_reply(ReturnCode.INVALID_REQUEST, "policy_digest is not a digest")
+        if not self._may_ask(FQCN.get_root(str(request.get_header(MessageHeaderKey.ORIGIN)))):
+            return make_reply(ReturnCode.SERVICE_UNAVAILABLE, "no member, or asked too often")
         context = parent_context(kit.name, kit.study.digest, policy_digest)
         try:
             evidence = make_evidence(kit.attester, context, nonce, self._keys, kit.mtls_key)
@@ -182,19 +184,22 @@ class CordonCCManager(FLComponent):
             return make_reply(ReturnCode.SERVICE_UNAVAILABLE, "no evidence can be made now")
         return make_reply(ReturnCode.OK, body={"evidence": evidence})
 
-    def _may_ask(self, origin: str) -> bool:
-        """Whether ``origin`` may have evidence again.
+    def _may_ask(self, member: str) -> bool:
+        """Whether ``member`` may have evidence (again).
 
-        A report costs the hardware up to seconds: one member who keeps asking would leave the others without.
+        A report costs the hardware up to seconds: one member who keeps asking would leave the others without. The gates
+        tie a message's origin to its sender's certificate, and all processes of a member share one allowance.
         """
+        kit, _ = self._ready()
+        if member not in (FQCN.ROOT_SERVER, *(hospital.name for hospital in kit.study.roster)):
+            return False
         now = time.monotonic()
         with self._lock:
-            recent = {name: [at for at in times if now - at < ASK_WINDOW_S] for name, times in self._asked.items()}
-            self._asked = {name: times for name, times in recent.items() if times}
-            times = self._asked.setdefault(origin, [])
-            if len(times) >= MAX_ASKS or len(self._asked) > MAX_ASKING:
+            recent = [at for at in self._asked.get(member, []) if now - at < ASK_WINDOW_S]
+            self._asked[member] = recent
+            if len(recent) >= MAX_ASKS:
                 return False
-            times.append(now)
+            recent.append(now)
             return True
 
     # -- verifier ----------------------------------------------------------------------------------------------------
@@ -215,48 +220,58 @@ class CordonCCManager(FLComponent):
             if not due:
                 return
             self._refresh_collateral(kit, verifier)
-            messages = {
-                name: TargetMessage(
+            messages = {  # by cell address: FLARE sends to the key, whatever the message's target says
+                fqcn: TargetMessage(
                     target=fqcn,
                     channel=CHANNEL,
                     topic=TOPIC,
                     message=new_cell_message({}, {"nonce": nonce, "policy_digest": kit.attest_policy_digest}),
                 )
-                for name, (fqcn, _, nonce) in due.items()
+                for fqcn, _, nonce in due.values()
             }
             replies = self._engine.get_cell().broadcast_multi_requests(
-                messages, timeout=self.reply_timeout_s, optional=True
+                messages, timeout=self._patience(kit), optional=True
             )
-            for name, (_, key, nonce) in due.items():
-                reply = replies.get(name)
-                if reply is None or reply.get_header(MessageHeaderKey.RETURN_CODE) != ReturnCode.OK:
-                    self._no_answer(name)
-                    continue
-                evidence = reply.payload.get("evidence") if isinstance(reply.payload, dict) else None
-                self._record(name, evidence, self._judge(name, key, nonce, evidence))
+            for name, (fqcn, key, nonce) in due.items():
+                try:
+                    self._settle(name, key, nonce, replies.get(fqcn))
+                except Exception as error:  # whatever it answered costs this peer its lease, and no other
+                    self.logger.exception(f"{name}: its answer could not be settled")
+                    detail = f"{type(error).__name__} while its evidence was judged"
+                    self._reject(name, "internal_error", detail)
 
-    def _judge(self, name: str, key: signing.PublicKey, nonce: bytes, evidence: Any) -> EvidenceAppraisal:
-        """The verdict on one peer. Whatever its answer does to the judge, it costs that peer its lease and no other."""
+    def _patience(self, kit: Kit) -> float:
+        """Seconds to wait for answers."""
+        default = SOFTWARE_WAIT_S if kit.attester.type == "software" else HARDWARE_WAIT_S
+        wanted = default if self.reply_timeout_s is None else self.reply_timeout_s
+        return min(wanted, kit.attest_policy.max_age_s)
+
+    def _settle(self, name: str, key: signing.PublicKey, nonce: bytes, reply: Message | None) -> None:
+        """The verdict on one peer's answer, in force before it is written down."""
+        kit, verifier = self._ready()
+        if reply is None or reply.get_header(MessageHeaderKey.RETURN_CODE) != ReturnCode.OK:
+            self._no_answer(name)
+            return
+        evidence = reply.payload.get("evidence") if isinstance(reply.payload, dict) else None
+        with self._lock:
+            appraisal = verifier.judge(name, key, nonce, evidence, datetime.now(UTC))
+            standing.write(kit.root / STANDING_FILE, verifier.standings)
+        self._record(name, evidence, appraisal)
+
+    def _reject(self, name: str, code: str, detail: str) -> None:
         kit, verifier = self._ready()
         with self._lock:
-            try:
-                appraisal = verifier.judge(name, key, nonce, evidence, datetime.now(UTC))
-            except Exception as error:
-                self.logger.exception(f"{name}: its evidence could not be judged")
-                detail = f"{type(error).__name__} while its evidence was judged"
-                appraisal = verifier.reject(name, [("internal_error", detail)], datetime.now(UTC))
+            appraisal = verifier.reject(name, [(code, detail)], datetime.now(UTC))
             standing.write(kit.root / STANDING_FILE, verifier.standings)
-            return appraisal
+        self._audit(name, appraisal.verdict, appraisal.type, appraisal.codes)
 
     def _refresh_collateral(self, kit: Kit, verifier: Verifier) -> None:
-        """Read CRLs and the like anew, so that a revocation counts without a restart; a broken file changes nothing."""
-        try:
-            held = collateral.read(kit.local / COLLATERAL)
-        except ConfigError as error:
-            self.logger.error(f"collateral is not read anew: {error}")
-            return
+        """Judge by the CRLs and the like that are there now, so that a revocation counts without a restart."""
+        trust, problem = kit.fresh_trust()
+        if problem:
+            self.logger.error(f"collateral is not read anew: {problem}")
         with self._lock:
-            verifier.trust = replace(verifier.trust, collateral=held)
+            verifier.trust = trust
 
     def _note_ended(self, now: datetime) -> None:
         """Write down leases that ended by themselves, once each."""
@@ -295,9 +310,9 @@ class CordonCCManager(FLComponent):
 
     def _no_answer(self, name: str) -> None:
         """Silence ends no lease (a dropped packet is no fault) and gives none; said once per silence."""
-        _, verifier = self._ready()
+        kit, verifier = self._ready()
         with self._lock:
-            verifier.postpone(name, datetime.now(UTC), self.reply_timeout_s)
+            verifier.postpone(name, datetime.now(UTC), min(5.0, self._patience(kit)))
         if name not in self._silent:
             self._silent.add(name)
             self._audit(name, "not_checked", "unknown", [("no_answer", "not_checked", "no answer to the challenge")])
@@ -319,14 +334,15 @@ class CordonCCManager(FLComponent):
         self.logger.error(f"{name}: quarantined until its evidence passes: {misses}")
         codes = tuple(code for code, _ in faults)
         if self._accused.get(name) != codes:  # once per kind of fault: it is asked again every half minute
-            self._accused[name] = codes
             now = datetime.now(UTC)
             record = fault.record(
                 kit.name, kit.mtls_key, name, kit.study.digest, evidence, verifier.trust, appraisal, now
             )
             folder = kit.root / FAULT_FOLDER
             folder.mkdir(mode=0o700, exist_ok=True)
-            (folder / f"{name}-{now:%Y%m%dT%H%M%S%fZ}.json").write_text(json.dumps(record), encoding="utf-8")
+            if len(list(folder.glob(f"{name}-????????T*Z.json"))) < MAX_RECORDS:
+                (folder / f"{name}-{now:%Y%m%dT%H%M%S%fZ}.json").write_text(json.dumps(record), encoding="utf-8")
+            self._accused[name] = codes
 
     def _audit(
         self, peer: str, verdict: str, kind: str, codes: list[tuple[str, str, str]], evidence: Any = None

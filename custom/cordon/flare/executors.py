@@ -175,8 +175,8 @@ class DPTrainExecutor(Executor):
         if unsafe is not None:
             delta = unsafe_poc.update(unsafe, delta)
 
-        # 4. Sign what is sent. Nothing is released to a coordinator whose lease ended meanwhile.
-        session.require_coordinator()
+        # 4. Sign what is sent. Nothing is released to a coordinator whose lease ended meanwhile: it gets these bytes,
+        # which are spent, when it asks for the same ticket with fresh evidence.
         packed = messages.pack("delta", delta)
         update = messages.UpdateHeader(
             v=1,
@@ -192,6 +192,7 @@ class DPTrainExecutor(Executor):
         envelope = messages.sign(session.keys.signing_key, update)
         reply = FLModelUtils.to_shareable(codec.to_model({"update": envelope}, packed))
         session.last_reply = (header.ticket, reply)
+        session.require_coordinator()
         self.logger.info(f"round {session.rounds_used} from version {header.version} is ready")
         return reply
 

@@ -1,14 +1,15 @@
 """A startup kit as Cordon reads it: who this process is, what it may do, whom it trusts. All of it checked, or nothing.
 
 Both sides load it at start and again in each job process. Everything that decides is signed: the study contract by all
-hospitals, site and attestation policy and mapping by this hospital. A file that is missing, changed or of another
-project stops the process with that file's name.
+hospitals, site and attestation policy and mapping by this hospital. What FLARE acts on is not signed by anybody who
+would count, so it must be what provisioning writes, and nothing may lie beside it (``kit_contents``). A file that is
+missing, changed, too many or of another project stops the process with that file's name.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,7 +27,9 @@ from cordon.attest.vendor import Trust
 from cordon.data.contract import MAPPING_SCHEMA, FeatureContract, Mapping
 from cordon.documents import Document
 from cordon.errors import ConfigError, MappingError, SignatureError
+from cordon.flare import kit_contents
 from cordon.flare.authorizers import TeeEnvironment, attester_for
+from cordon.flare.kit_contents import Expected
 from cordon.site import pin
 from cordon.site import policy as site_policy
 from cordon.site.policy import Attestation, SitePolicy
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 COORDINATOR_SCHEMA = "cordon/coordinator/v1"
 SOFTWARE_TEE = "software_tee"  # folder in local/, POC only
 TEE_FILE = "tee.yml"  # in local/
+VEK_FILE = "vek.crt"  # in local/
 COLLATERAL = "collateral"  # folder in local/
 STANDING_FILE = "attestation_standing.json"  # in the kit's root, by the parent process for its job processes
 
@@ -87,6 +91,21 @@ class KitDocuments:
     def attest_policy_digest(self) -> str:
         """Named in this side's challenges, and by the evidence that answers them."""
         return self.trust.policy.digest
+
+    @property
+    def policy_digests(self) -> dict[pin.PolicyKind, str]:
+        """Content digests of this hospital's policies, as a pin names them."""
+        digests: dict[pin.PolicyKind, str] = {"attestation": self.trust.policy.digest}
+        if self.policy is not None:
+            digests["site"] = documents.content_digest(self.policy)
+        return digests
+
+    def fresh_trust(self) -> tuple[Trust, str]:
+        """``trust`` with the collateral that lies in the kit now; and why it is still the old one, '' if it is not."""
+        try:
+            return replace(self.trust, collateral=collateral.read(self.local / COLLATERAL)), ""
+        except ConfigError as error:
+            return self.trust, str(error)
 
     def standing(self, peer: str) -> Standing:
         """Where ``peer`` stands with this kit's parent process; for its job processes. Without word: unattested."""
@@ -144,7 +163,7 @@ def load_kit(root: Path, now: datetime) -> Kit:
     """
     read = read_kit(root, now)
     if read.role == "hospital":
-        pin.check_start(read.root, read.study, read.name, os.environ)
+        pin.check_start(read.root, read.study, read.name, os.environ, policies=read.policy_digests)
     return Kit(**vars(read), attester=_attester(read.local, read.name, read.study))
 
 
@@ -152,7 +171,8 @@ def read_kit(root: Path, now: datetime) -> KitDocuments:
     """What the kit at ``root`` says, wherever it lies: no TEE and no pin is asked for.
 
     Raises:
-        ConfigError: a file is missing or does not fit, or the kit is of another project.
+        ConfigError: a file is missing or does not fit, or the kit is of another project, or it holds a file or a
+            setting of FLARE's that provisioning does not write.
         SignatureError: a document is unsigned, changed, or signed by the wrong key.
     """
     root = root.resolve()
@@ -179,6 +199,16 @@ def read_kit(root: Path, now: datetime) -> KitDocuments:
         judged_by = load_agreed_policy(path, agreed, now)
 
     check_profile(judged_by, agreed, path)
+    names = ["study.yml", TEE_FILE, VEK_FILE, "coordinator.yml" if policy is None else "cordon.yml"]
+    if agreed.profile == "poc":
+        names += [f"{SOFTWARE_TEE}/{each}.{kind}" for each, kind in (("root", "pem"), ("tee", "pem"), ("tee", "key"))]
+    files = [path, *(local / each for each in names)]
+    log_streaming: bool | None = None
+    if policy is not None:
+        files.append(policy.resolve(local, policy.data.mapping))
+        log_streaming = policy.egress.log_streaming
+    expected = Expected(role, name, agreed.coordinator.name, log_streaming, tuple(files), (local / COLLATERAL,))
+    kit_contents.check(root, expected)
     return KitDocuments(
         root=root,
         name=name,

@@ -20,7 +20,9 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from cordon import documents, messages, models, signing
 from cordon import job as jobs
 from cordon.asyncfl.coordinator import Coordinator
+from cordon.attest.appraise import EvidenceAppraisal
 from cordon.attest.keys import ProcessKeys
+from cordon.attest.verdict import printable
 from cordon.data.contract import FeatureContract
 from cordon.data.reference import read_reference
 from cordon.errors import AttestError, ConfigError, SignatureError, UpdateRejected
@@ -30,7 +32,7 @@ from cordon.flare.admission import Admission, Peer
 from cordon.flare.executors import ATTEST_TASK, TRAIN_TASK
 from cordon.flare.kit import Kit
 from cordon.flare.persistor import MODEL_FILE
-from cordon.report.events import EVENTS_FILE, EventLog
+from cordon.report.events import EVENTS_FILE, MAX_CODES, EventLog
 from cordon.robust.rules import RULES
 
 MAX_REFERENCE = 1024**3  # bytes of an evaluation set
@@ -231,7 +233,7 @@ class Run:
             parts, _ = codec.from_model(what, limit=0)
             appraisal = self.admission.judge(peer, parts)
             self.log.write(
-                "attested", site=peer.name, verdict=appraisal.verdict, type=appraisal.type, codes=appraisal.codes
+                "attested", site=peer.name, verdict=appraisal.verdict, type=appraisal.type, codes=_codes(appraisal)
             )
             key = appraisal.signing_key  # raises unless the verdict is pass
             if "refusal" in parts:
@@ -240,9 +242,15 @@ class Run:
             self.admission.admit(peer, appraisal, parts)
             if not peer.held:
                 self.state.returned(peer.name)  # where its answer came after the job stopped waiting for it
+            waiting, resend = peer.waiting, peer.resend
+            peer.waiting, peer.resend = None, False
+            if waiting is not None:
+                self._judge(peer, "result", waiting)
+            elif resend:  # the same ticket: a site that trained for it sends the same bytes
+                self._ask(peer)
         except (AttestError, SignatureError) as error:
-            peer.nonce = b""
-            self.flare.warning(f"{peer.name} is not admitted: {str(error)[:300]}")
+            peer.nonce, peer.waiting = b"", None
+            self.flare.warning(f"{peer.name} is not admitted: {printable(str(error), 300)}")
             self._out(peer.name, "attestation_failed")
 
     def _judge(self, peer: Peer, kind: str, what: Any) -> None:
@@ -258,6 +266,12 @@ class Run:
             self._lose(peer.name, f"error inside the site ({what}); its own log has the details")
             return
         if peer.signing_key is None or peer.held:  # quarantined since: what it made does not count
+            return
+        if not (peer.leased(time.monotonic()) or codec.has(what, "refusal")):
+            # The round took longer than the lease: first fresh evidence.
+            peer.waiting = what
+            if not peer.nonce:
+                self._challenge(peer)
             return
         try:
             parts, payload = codec.from_model(what, limit=self.max_payload)
@@ -284,7 +298,7 @@ class Run:
             # A slow site answers a ticket that was given up: it lives, so it may have another.
             self.state.returned(peer.name)
             return
-        peer.evidence, peer.version = None, header.base_version
+        peer.evidence, peer.asked, peer.version = None, None, header.base_version
         self.log.write(
             "update",
             site=peer.name,
@@ -303,9 +317,14 @@ class Run:
     def _rejected(self, peer: Peer, error: UpdateRejected, ticket: str) -> None:
         faults = len(self.state.faults[peer.name])
         self.log.write(
-            "rejected", site=peer.name, ticket=ticket[:64], reason=error.code, detail=error.detail[:300], faults=faults
+            "rejected",
+            site=peer.name,
+            ticket=ticket[:64],
+            reason=error.code,
+            detail=printable(error.detail, 300),
+            faults=faults,
         )
-        self.flare.warning(f"update of {peer.name} rejected: {str(error)[:300]}")
+        self.flare.warning(f"update of {peer.name} rejected: {printable(str(error), 300)}")
         if peer.name in self.state.excluded and not peer.out:
             peer.out = True
             self.log.write("excluded", site=peer.name, reason=f"{faults} faults, last {error.code}")
@@ -315,8 +334,7 @@ class Run:
         code = refusal.code if refusal.code in messages.REFUSAL_REASONS else "site_error"
         self.flare.warning(f"{peer.name} does not train: {code}: {messages.REFUSAL_REASONS[code]}")
         if code == "coordinator_not_attested":  # this side's fault, and it may mend: ask again with fresh evidence
-            self._lose(peer.name, messages.REFUSAL_REASONS[code])
-            peer.ask_at = time.monotonic() + RETRY_S
+            peer.ask_at, peer.resend = time.monotonic() + RETRY_S, True
         else:
             self._out(peer.name, code)
 
@@ -325,6 +343,7 @@ class Run:
         self.log.write("refused", site=site, reason=code)
 
     def _lose(self, site: str, why: str) -> None:
+        self.peers[site].asked = None
         self.state.lose(site, why)
         self.log.write("lost", site=site, reason=why)
         self.flare.warning(f"{site} is lost: {why}")
@@ -346,10 +365,16 @@ class Run:
             "model": messages.sign(self.keys.signing_key, header),
             "links": {"after": peer.version, "sha256": self.links[peer.version + 1 :]},
         }
-        if peer.evidence is not None:
-            parts["evidence"] = peer.evidence
         self.log.write("ticket", site=peer.name, ticket=ticket.id, version=ticket.version)
-        self.flare.send(TRAIN_TASK, codec.to_model(parts, payload), peer.name)
+        peer.asked = parts, payload
+        self._ask(peer)
+
+    def _ask(self, peer: Peer) -> None:
+        """Send ``peer`` its open ticket, with this process's evidence if the site has not used that yet."""
+        if peer.asked is not None:
+            parts, payload = peer.asked
+            fresh = {} if peer.evidence is None else {"evidence": peer.evidence}
+            self.flare.send(TRAIN_TASK, codec.to_model({**parts, **fresh}, payload), peer.name)
 
     def _apply(self) -> None:
         version = self.state.apply()
@@ -370,6 +395,12 @@ class Run:
             sha256=messages.sha256(self.model_file.read_bytes()),
             step_norm=version.step_norm,
         )
+
+
+def _codes(appraisal: EvidenceAppraisal) -> list[tuple[str, str, str]]:
+    """The checks for the event log: those that count first, no more than a line holds (eight GPUs make 200)."""
+    told = sorted(appraisal.checks, key=lambda each: (each.waived, each.result == "pass"))
+    return [(each.code, each.result, each.detail[:300]) for each in told[:MAX_CODES]]
 
 
 def _reference(kit: Kit, features: FeatureContract) -> tuple[Any, Any] | None:

@@ -96,14 +96,15 @@ class Session:
         if not nonce:
             raise AttestError([("no_challenge", "a model came without an answer to this site's challenge")])
         if time.monotonic() - self.challenged_at > kit.attest_policy.max_age_s:
-            raise AttestError([("nonce", f"answered later than {kit.attest_policy.max_age_s:g} s after the challenge")])
+            late = f"answered later than {kit.attest_policy.max_age_s:g} s after the challenge"
+            raise AttestError([(NOT_ATTESTED, late)])  # no fault: it may answer a fresh challenge
         name = kit.study.coordinator.name
         appraisal = appraise(
             evidence,
             nonce=nonce,
             context=job_context(kit, self.job, self.job_id, name, kit.attest_policy_digest),
             mtls_key=kit.study.coordinator.mtls_key,
-            trust=kit.trust,
+            trust=kit.fresh_trust()[0],
             now=datetime.now(UTC),
         )
         key = appraisal.signing_key  # raises unless the verdict is pass

@@ -23,6 +23,7 @@ from cordon.job import ServerOpt
 EVENTS_FILE = "events.jsonl"
 MAX_LINE = 256 * 1024  # bytes
 MAX_LOG = 64 * 1024 * 1024  # bytes
+MAX_CODES = 200
 MAX_TEXT = 2048  # characters of any one text
 
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
@@ -80,12 +81,12 @@ class JobStarted(_Event, frozen=True, kw_only=True, tag="job"):
 
 
 class Attested(_Event, frozen=True, kw_only=True, tag="attested"):
-    """Verdict on one participant's evidence; ``codes`` are (code, result, detail) of every check made."""
+    """Verdict on one participant's evidence; ``codes`` are (code, result, detail) of the checks, open ones first."""
 
     site: Text
     verdict: Literal["pass", "fail", "not_checked"]
     type: Text
-    codes: Annotated[tuple[tuple[Text, Text, Text], ...], Meta(max_length=200)] = ()
+    codes: Annotated[tuple[tuple[Text, Text, Text], ...], Meta(max_length=MAX_CODES)] = ()
 
 
 class TicketIssued(_Event, frozen=True, kw_only=True, tag="ticket"):

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from cordon import documents, signing
 from cordon.documents import Document
 from cordon.errors import ConfigError, SignatureError
@@ -23,16 +25,26 @@ PATH = Path("/etc/cordon/pin.yml")
 VARIABLE = "CORDON_PIN"
 
 
+PolicyKind = Literal["site", "attestation"]
+
+
 class Pin(Document, frozen=True, kw_only=True):
-    """``study_digest`` is ``StudyContract.digest``; ``policy_spki`` this hospital's own policy key, base64 DER."""
+    """``study_digest`` is ``StudyContract.digest``; ``policy_spki`` this hospital's own policy key, base64 DER.
+
+    ``policies``: content digests of the site policy and the attestation policy that are in force. A signature has no
+    date: without them, whoever packs or mounts the kit can put an older, weaker one back that was signed once.
+    """
 
     version: Literal["cordon/pin/v1"]
     site: Name
     study_digest: Sha256
     policy_spki: Spki
+    policies: dict[PolicyKind, Sha256] = msgspec.field(default_factory=dict)
 
 
-def make(agreed: StudyContract, site: str, policy_key: PublicKey) -> Pin:
+def make(
+    agreed: StudyContract, site: str, policy_key: PublicKey, policies: Mapping[PolicyKind, str] | None = None
+) -> Pin:
     """The pin of hospital ``site`` for a contract that names ``policy_key`` as its policy key.
 
     Args:
@@ -43,17 +55,24 @@ def make(agreed: StudyContract, site: str, policy_key: PublicKey) -> Pin:
         SignatureError: the roster names another policy key for it.
     """
     found = Pin(
-        version="cordon/pin/v1", site=site, study_digest=agreed.digest, policy_spki=signing.encode_spki(policy_key)
+        version="cordon/pin/v1",
+        site=site,
+        study_digest=agreed.digest,
+        policy_spki=signing.encode_spki(policy_key),
+        policies=dict(policies or {}),
     )
-    check(found, agreed, site, f"study {agreed.study}")
+    check(found, agreed, site, f"study {agreed.study}", found.policies)
     return found
 
 
-def check(pin: Pin, agreed: StudyContract, site: str, said_in: str) -> None:
+def check(
+    pin: Pin, agreed: StudyContract, site: str, said_in: str, policies: Mapping[PolicyKind, str] | None = None
+) -> None:
     """Raise unless ``agreed`` is the pinned contract and names the pinned policy key for ``site``; all misses together.
 
     Args:
         said_in: what messages call the place that wanted it.
+        policies: content digests of the policies in the kit; those that the pin names must be these.
     """
     misses = []
     if pin.site != site:
@@ -64,6 +83,10 @@ def check(pin: Pin, agreed: StudyContract, site: str, said_in: str) -> None:
     got = signing.spki_digest(agreed.hospital(site).policy_key)
     if wanted != got:
         misses.append(f"wants policy key {wanted[:16]}..., the contract names {got[:16]}... for {site}")
+    for kind, digest in pin.policies.items():
+        there = (policies or {}).get(kind, "none")
+        if there != digest:
+            misses.append(f"wants {kind} policy {digest[:16]}..., this kit's is {there[:16]}...")
     if misses:
         raise SignatureError(f"{said_in}: {'; '.join(misses)}")
 
@@ -91,7 +114,14 @@ def locate(kit: Path, environ: Mapping[str, str], default: Path = PATH) -> Path 
     return path
 
 
-def check_start(kit: Path, agreed: StudyContract, site: str, environ: Mapping[str, str], default: Path = PATH) -> None:
+def check_start(
+    kit: Path,
+    agreed: StudyContract,
+    site: str,
+    environ: Mapping[str, str],
+    default: Path = PATH,
+    policies: Mapping[PolicyKind, str] | None = None,
+) -> None:
     """Raise unless the hospital's kit at ``kit`` may start on this machine.
 
     A production study wants a pin. A pin that is there counts for every profile: else a kit signed anew as a POC study
@@ -103,9 +133,10 @@ def check_start(kit: Path, agreed: StudyContract, site: str, environ: Mapping[st
     """
     path = locate(kit, environ, default)
     if path is not None:
-        check(documents.load(path, Pin), agreed, site, str(path))
+        check(documents.load(path, Pin), agreed, site, str(path), policies)
     elif agreed.profile != "poc":
         raise ConfigError(
             f"{default}: missing; a {agreed.profile} kit starts only where the hospital pinned its study: "
-            f"cordon pin --study study.yml --site {site} --policy-key policy.pub --out {default}"
+            f"cordon pin --study study.yml --site {site} --policy-key policy.pub --site-policy {site}.yml "
+            f"--attestation attestation.yml --out {default}"
         )

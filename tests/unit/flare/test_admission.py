@@ -69,7 +69,7 @@ def test_it_comes_back_when_its_evidence_passes(federation):
 
 
 def test_a_coordinator_that_lost_its_lease_at_the_sites_makes_them_stop(federation):
-    """The sites release nothing more, and the job ends saying so; no site is blamed."""
+    """The sites release nothing more; the job ends when their tickets run out, and no site is blamed."""
     served = []
 
     def refused(site, task, reply):
@@ -183,3 +183,74 @@ def test_a_renewal_by_another_process_is_refused(federation):
     log = federation.run()
     assert len(attests) >= 2
     assert [each["reason"] for each in _of(log, "refused", "hospital-a")] == ["attestation_failed"]
+
+
+def test_an_update_that_took_longer_than_the_lease_counts_after_fresh_evidence(federation, clock):
+    """Neither lost (its privacy is spent) nor taken without asking who sends it now."""
+    order = []
+
+    def slow(site, task, reply):
+        order.append((site, task))
+        if (site, task) == ("hospital-d", "train") and order.count(("hospital-d", "train")) == 1:
+            clock.sleep(130.0)  # the lease is 120 s
+        return [reply]
+
+    federation.on_reply = slow
+    log = federation.run()
+    first = order.index(("hospital-d", "train"))
+    assert ("hospital-d", "attest") in order[first:]
+    attested = [each["t"] for each in _of(log, "attested", "hospital-d")]
+    updated = [each["t"] for each in _of(log, "update", "hospital-d")]
+    assert len(attested) >= 2
+    assert min(updated) >= attested[1]
+    assert not _of(log, "refused", "hospital-d")
+
+
+def test_an_update_after_the_lease_without_fresh_evidence_does_not_count(federation, clock):
+    trains = []
+
+    def slow(site, task, reply):
+        if site == "hospital-d" and task == "train":
+            trains.append(site)
+            if len(trains) == 1:
+                clock.sleep(130.0)
+        if site == "hospital-d" and task == "attest" and trains:
+            return []  # it answers no more challenges
+        return [reply]
+
+    federation.on_reply = slow
+    log = federation.run()
+    assert trains
+    assert not _of(log, "update", "hospital-d")
+    assert len(_of(log, "version")) == 6
+
+
+def test_a_round_longer_than_the_lease_is_delivered_once_with_fresh_evidence(federation, clock, monkeypatch):
+    """The site releases nothing to a coordinator whose lease ended meanwhile, and trains nothing twice for it."""
+    from cordon.flare import executors
+
+    real, trained = executors.train_round, []
+
+    def slow(*arguments, **options):
+        trained.append(1)
+        if len(trained) == 2:
+            clock.sleep(130.0)
+        return real(*arguments, **options)
+
+    served = []
+
+    def look(site, task, reply):
+        served.append((site, task, said(reply)))
+        return [reply]
+
+    monkeypatch.setattr(executors, "train_round", slow)
+    federation.on_reply = look
+    log = federation.run()
+    late = next(site for site, task, code in served if code == "coordinator_not_attested")
+    asked = [code for site, task, code in served if (site, task) == (late, "train")]
+    assert asked[:2] == ["coordinator_not_attested", ""]
+    assert _of(log, "update", late)[0]["ticket"] == _of(log, "ticket", late)[0]["ticket"]
+    assert federation.sites[late].session.rounds_used == len(_of(log, "ticket", late))
+    assert sum(site.session.rounds_used for site in federation.sites.values()) == len(trained)
+    assert len(_of(log, "version")) == 6
+    assert not _of(log, "rejected") + _of(log, "refused")

@@ -24,7 +24,7 @@ from nvflare.private.defs import ClientRegSession, ClientType, InternalFLContext
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 
 from cordon import signing
-from cordon.attest import fault, software
+from cordon.attest import fault, software, standing
 from cordon.attest import verifier as attest_verifier
 from cordon.attest.appraise import make_evidence
 from cordon.attest.binding import Context
@@ -32,7 +32,7 @@ from cordon.attest.keys import ProcessKeys
 from cordon.errors import AttestError, ConfigError
 from cordon.flare import gates
 from cordon.flare.cc_manager import AUDIT_FILE, CHANNEL, EXIT_BAD_KIT, FAULT_FOLDER, CordonCCManager
-from cordon.flare.kit import load_kit
+from cordon.flare.kit import STANDING_FILE, load_kit
 
 HOSPITALS = ("hospital-a", "hospital-b")
 
@@ -85,10 +85,11 @@ class Network:
 
             def broadcast_multi_requests(self, messages, timeout, optional):
                 replies = {}
-                for peer, message in messages.items():
+                for peer, message in messages.items():  # FLARE sends to the key, not to the message's target
                     network.asked.append(peer)
-                    if message.target in network.callbacks:
-                        reply = network.callbacks[message.target](message.message)
+                    if peer in network.callbacks:
+                        message.message.set_header(MessageHeaderKey.ORIGIN, name)
+                        reply = network.callbacks[peer](message.message)
                         replies[peer] = network.tamper.get(peer, lambda reply: reply)(reply)
                     else:
                         replies[peer] = make_reply(ReturnCode.TIMEOUT)
@@ -394,10 +395,11 @@ def test_who_keeps_asking_for_evidence_gets_none_and_keeps_nobody_else_from_it(f
         request = new_cell_message({MessageHeaderKey.ORIGIN: origin}, {"nonce": b"n" * 32, "policy_digest": "0" * 64})
         return network.callbacks["server"](request).get_header(MessageHeaderKey.RETURN_CODE)
 
-    codes = [ask("hospital-b") for _ in range(20)]
+    codes = [ask(f"hospital-b.job{number}") for number in range(2000)]  # all its processes share one allowance
     assert codes.count(ReturnCode.OK) == 8
     assert set(codes) == {ReturnCode.OK, ReturnCode.SERVICE_UNAVAILABLE}
     assert ask("hospital-a") == ReturnCode.OK
+    assert ask("stranger") == ReturnCode.SERVICE_UNAVAILABLE
 
 
 def test_a_device_that_makes_no_report_is_no_crash(federation, monkeypatch):
@@ -439,3 +441,45 @@ def test_a_fault_leaves_a_record_that_anybody_can_check(federation):
     assert [code for code, _ in failures] == ["tee_holder"]
     assert kit.standing("hospital-b").state == "quarantined"
     assert _audit(folder, "server")[-1]["state"] == "quarantined"
+
+
+def test_an_answer_that_cannot_be_settled_costs_only_its_sender(federation, monkeypatch):
+    """Judged and then written down: an exception in either must not end the round for those who come later."""
+    _, managers, folder = federation
+    real = CordonCCManager._record
+
+    def broken(self, name, evidence, appraisal):
+        if name == "hospital-a":
+            raise OSError("no space left")
+        real(self, name, evidence, appraisal)
+
+    monkeypatch.setattr(CordonCCManager, "_record", broken)
+    assert [site for site, (ok, _) in _resources(managers["server"], HOSPITALS).items() if ok] == ["hospital-b"]
+    assert _audit(folder, "server")[0]["codes"][0][:2] == ["internal_error", "fail"]
+
+
+def test_foreign_signatures_in_an_envelope_are_not_carried_along(federation):
+    """A verifier of DSSE skips signatures by unknown keys; whatever they hold would go into records and break them."""
+    network, managers, folder = federation
+
+    def stuffed(reply):
+        evidence = reply.payload["evidence"]
+        more = [*evidence["signatures"], {"keyid": 2**70, "sig": ""}, *({"keyid": "x" * 10_000, "sig": ""},) * 50]
+        return make_reply(ReturnCode.OK, body={"evidence": {**evidence, "signatures": more}})
+
+    network.tamper["hospital-a"] = stuffed
+    assert [site for site, (ok, _) in _resources(managers["server"], HOSPITALS).items() if ok] == ["hospital-b"]
+    assert not (folder / "server" / FAULT_FOLDER).exists()
+    assert _audit(folder, "server")[0]["codes"][0][0] == "evidence_format"
+
+
+def test_a_standing_that_cannot_be_written_attests_nobody(federation, monkeypatch):
+    _, managers, folder = federation
+    _resources(managers["server"], HOSPITALS)
+    path = folder / "server" / STANDING_FILE
+    assert load_kit(folder / "server", datetime.now(UTC)).standing("hospital-a").state == "attested"
+    monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space"):
+        standing.write(path, {})
+    assert not path.exists()
+    assert load_kit(folder / "server", datetime.now(UTC)).standing("hospital-a").state == "unattested"
