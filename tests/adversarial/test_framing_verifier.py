@@ -127,6 +127,13 @@ def test_an_old_answer_shown_after_its_certificate_ended():
     _unproven(_forged(_evidence(LENT), time=late.isoformat()))  # of the future
 
 
+@pytest.mark.parametrize(
+    "time", ["2026-06-01T12:00:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", 1e30]
+)
+def test_a_record_of_no_time(time):
+    _unproven(_forged(_evidence(LENT), time=time))
+
+
 def test_a_record_by_somebody_else():
     with pytest.raises(SignatureError):
         _third_party(_forged(_evidence(LENT), key=OTHER))

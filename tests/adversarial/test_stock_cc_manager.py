@@ -457,7 +457,7 @@ def test_f6_cordon_makes_evidence_while_it_judges_another(cordon):
 
     cordon.wire.tampered[ROGUE] = forged
     assert cordon.admitted() == [HONEST, THIRD]
-    assert cordon.failed(ROGUE) == {"mtls_signature"}
+    assert cordon.failed(ROGUE) == {"evidence_format"}
 
 
 # -- T1: a type of evidence that nobody checks -----------------------------------------------------------------------
