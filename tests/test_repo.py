@@ -165,7 +165,7 @@ def test_no_exception_is_swallowed(path: Path) -> None:
         if {"Exception", "BaseException"} & {each.id for each in ast.walk(node.type) if isinstance(each, ast.Name)}:
             raises = any(isinstance(each, ast.Raise) for each in inside)
             calls = [ast.unparse(each.func).split(".")[-1] for each in inside if isinstance(each, ast.Call)]
-            told = {"exception", "log_exception", "print_exc", "_exit"} & set(calls)
+            told = {"exception", "log_exception", "print_exc", "format_exc", "_exit"} & set(calls)
             border = _name(path).startswith("flare/") or _name(path) == "cli/__init__.py"
             assert raises or (told and border), f"{where}: broad except"
         assert not all(isinstance(each, ast.Pass) for each in node.body), f"{where}: suppress the one type instead"

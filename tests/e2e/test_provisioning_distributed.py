@@ -181,6 +181,8 @@ def federation(repository, repo_root):
         party.cordon(
             *("pin", "--study", party.folder / "signed" / "study.yml", "--site", name),
             *("--policy-key", party.folder / "policy.pub", "--out", party.folder / "pin.yml"),
+            *("--site-policy", party.folder / "signed" / f"{name}.yml"),
+            *("--attestation", party.folder / "cc_config" / "policy" / "snp-h100.yml"),
         )
     return parties, handed
 
