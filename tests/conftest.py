@@ -1,6 +1,7 @@
 """Fixtures that tests of every kind share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,11 @@ def vectors() -> Path:
     if not path.is_dir():
         pytest.fail(f"CORDON_VECTORS is {folder!r}, which is no folder")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _no_variable_leaks() -> Iterator[None]:
+    """A pin that one test leaves behind would stop the kits of all that follow, and FLARE's processes with them."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("CORDON_")}
+    yield
+    assert before == {name: value for name, value in os.environ.items() if name.startswith("CORDON_")}

@@ -242,13 +242,13 @@ def test_cloned_kit_does_not_start_outside_the_vm(hardware, parents):
         plain.tsm_report(bytes(64))
 
 
-def test_cloned_kit_starts_on_no_machine_without_the_pin(hardware, monkeypatch):
+def test_cloned_kit_starts_on_no_machine_without_the_pin(hardware):
     federation = hardware()
-    with federation.inside(ROGUE):
-        monkeypatch.setenv("CORDON_PIN", str(federation.kits / "pins" / f"{HONEST}.yml"))
+    with federation.inside(ROGUE), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CORDON_PIN", str(federation.kits / "pins" / f"{HONEST}.yml"))
         with pytest.raises(SignatureError, match=f"is for {HONEST}"):
             load_kit(federation.kits / ROGUE, NOW)
-        monkeypatch.setenv("CORDON_PIN", str(federation.kits / "pins" / "none.yml"))
+        patch.setenv("CORDON_PIN", str(federation.kits / "pins" / "none.yml"))
         with pytest.raises(ConfigError, match="no such file"):
             load_kit(federation.kits / ROGUE, NOW)
 
