@@ -67,7 +67,7 @@ class ConfigurationOnly(AppValidator):
             entries = sorted(path.name for path in Path(app_folder).iterdir())
             if more := [name for name in entries if name != "config" and name not in jobs.FLARE_FILES]:
                 raise ConfigError(f"configuration only, but the app also holds {', '.join(more[:5])}")
-            jobs.from_folder("submitted", Path(app_folder) / "config")
+            jobs.from_folder("as submitted", Path(app_folder) / "config")
         except CordonError as error:
             return f"the coordinator refuses the job: {error}", {}
         except Exception:  # as above
