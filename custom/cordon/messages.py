@@ -49,6 +49,7 @@ REFUSAL_REASONS = {
     "policy_refused": "the site's policy forbids what the job asks",
     "attestation_failed": "the coordinator's evidence does not show what the site's policy asks",
     "coordinator_not_attested": "the coordinator is not attested at the site any more",
+    "evidence_unavailable": "the site's hardware makes no evidence at the moment",
     "bad_message": "the coordinator's message is not signed, not for this job or not on the model chain",
     "plan_exhausted": "the site already used its rounds_per_site",
     "site_error": "an error inside the site; its own log has the details",

@@ -433,7 +433,9 @@ def test_the_second_run_packages_what_the_hospitals_signed(production, packaged,
     with pytest.raises(ConfigError, match=r"/etc/cordon/pin\.yml: missing; a production kit starts only where"):
         load_kit(kit, datetime.now(UTC))
     pin_file = tmp_path / "pin.yml"
-    made = pin.make(study.load_signed(signed / "study.yml", datetime.now(UTC)), "hospital-a", keys["hospital-a"])
+    digests = read_kit(kit, datetime.now(UTC)).policy_digests
+    agreed = study.load_signed(signed / "study.yml", datetime.now(UTC))
+    made = pin.make(agreed, "hospital-a", keys["hospital-a"], digests)
     pin_file.write_text(yaml.safe_dump(documents.body_of(made)))
     monkeypatch.setenv("CORDON_PIN", str(pin_file))
     for each in (kit, prod / "fl.coordinator.example"):

@@ -37,9 +37,10 @@ from cordon.attest.policy import AttestationPolicy
 from cordon.attest.snp import certificates
 from cordon.attest.vendor import Trust
 from cordon.flare import admission, authorizers, cc_manager, devices, nvml, packaging, poc_documents, session
+from cordon.flare.audit import AUDIT_FILE
 from cordon.flare.cc_profile import CCConfig
 from cordon.flare.devices import TsmReport
-from cordon.flare.kit import COLLATERAL, Kit, load_kit
+from cordon.flare.kit import COLLATERAL, Kit, load_kit, read_kit
 from cordon.flare.nvml import GpuReport
 from cordon.site import pin
 from cordon.study import StudyContract
@@ -336,10 +337,11 @@ def make_kits(
         else:
             packed = packaging.pack_hospital(made.folder, made.policies[name], local, name, agreed, NOW)
             log_streaming = packed.egress.log_streaming
-            _pin(folder, agreed, name)
         packaging.pack_tee(made.folder, local, name, _profile(machine))
         packaging.pack_collateral(made.folder, local)
         federation_kits.write_flare_files(folder / name, name, log_streaming)
+        if name != SERVER:
+            _pin(folder, agreed, name)
     return folder
 
 
@@ -350,7 +352,7 @@ def _profile(machine: Machine) -> CCConfig:
 
 def _pin(folder: Path, agreed: StudyContract, name: str) -> None:
     key = signing.load_private_key((folder / "state" / poc_documents.KEYS / f"{name}.policy.key").read_bytes())
-    made = pin.make(agreed, name, key.public_key())
+    made = pin.make(agreed, name, key.public_key(), read_kit(folder / name, NOW).policy_digests)
     (folder / "pins").mkdir(exist_ok=True)
     (folder / "pins" / f"{name}.yml").write_text(yaml.safe_dump(msgspec.to_builtins(made)))
 
@@ -409,7 +411,7 @@ class HardwareFederation(CordonFederation):
 
     def lines(self, peer: str, verifier: str = SERVER) -> list[dict[str, Any]]:
         """The verifier's audit lines about ``peer``."""
-        path = self.kits / verifier / cc_manager.AUDIT_FILE
+        path = self.kits / verifier / AUDIT_FILE
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [line for line in lines if line["peer"] == peer]
 

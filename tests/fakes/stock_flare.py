@@ -30,7 +30,8 @@ from nvflare.private.defs import ClientRegSession, ClientType, InternalFLContext
 from nvflare.private.fed.client.client_engine import ClientEngine
 from nvflare.private.fed.server.server_engine import ServerEngine
 
-from cordon.flare.cc_manager import AUDIT_FILE, CordonCCManager
+from cordon.flare.audit import AUDIT_FILE
+from cordon.flare.cc_manager import CordonCCManager
 
 SERVER = "server"  # the name under which a stock server knows itself, whatever its certificate says
 CPU, GPU = "x-snp", "x-nv-gpu"

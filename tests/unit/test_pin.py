@@ -36,8 +36,11 @@ def contract(profile="production", own=OWN, study="trial"):
     return documents.parse(yaml.safe_dump(tree).encode(), StudyContract, "study.yml")
 
 
+POLICIES = {"site": "1" * 64, "attestation": "2" * 64}
+
+
 def write(path, agreed, site="hospital-a", key=OWN, **changes):
-    path.write_text(yaml.safe_dump({**documents.body_of(pin.make(agreed, site, key)), **changes}))
+    path.write_text(yaml.safe_dump({**documents.body_of(pin.make(agreed, site, key, POLICIES)), **changes}))
     return path
 
 
@@ -49,7 +52,7 @@ def start(tmp_path):
     default = tmp_path / "pin.yml"
 
     def call(agreed, site="hospital-a", **environ):
-        pin.check_start(kit, agreed, site, environ, default)
+        pin.check_start(kit, agreed, site, environ, default, POLICIES)
 
     return call, default
 
@@ -97,9 +100,27 @@ def test_without_a_pin_only_a_poc_study_starts(start):
         call(contract())
 
 
-def test_the_variable_names_another_file_outside_the_kit(start, tmp_path):
+def test_a_production_pin_fixes_both_policies(start):
+    call, default = start
+    for policies in ({}, {"site": "1" * 64}, {"attestation": "2" * 64}):
+        write(default, contract(), policies=policies)
+        with pytest.raises(ConfigError, match="wants a pin that fixes site and attestation policy"):
+            call(contract())
+    write(default, contract(profile="poc"), policies={})
+    call(contract(profile="poc"))
+
+
+def test_the_variable_cannot_replace_a_pin_that_is_there(start, tmp_path):
+    """Whoever starts a measured image sets its variables."""
     call, default = start
     write(default, contract(study="another"))
+    other = write(tmp_path / "other.yml", contract())
+    with pytest.raises(SignatureError, match="wants study contract"):
+        call(contract(), CORDON_PIN=str(other))
+
+
+def test_the_variable_names_another_file_outside_the_kit(start, tmp_path):
+    call, _ = start
     other = write(tmp_path / "other.yml", contract())
     call(contract(), CORDON_PIN=str(other))
     for profile in ("production", "poc"):
@@ -116,12 +137,12 @@ def test_a_pin_inside_the_kit_is_none(start, tmp_path):
     linked, folder = tmp_path / "link.yml", tmp_path / "folder"
     linked.symlink_to(inside)
     folder.symlink_to(tmp_path / "kit")
-    default.symlink_to(inside)
     for path in (inside, linked, folder / "pin.yml", tmp_path / "other" / ".." / "kit" / "pin.yml"):
         if ".." in path.parts:
             (tmp_path / "other").mkdir()
         with pytest.raises(ConfigError, match="inside the kit"):
             call(contract(), CORDON_PIN=str(path))
+    default.symlink_to(inside)
     with pytest.raises(ConfigError, match="inside the kit"):
         call(contract())
 

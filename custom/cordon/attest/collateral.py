@@ -60,6 +60,8 @@ def read(folder: Path) -> Collateral:
 
                 rim.named(data)
                 rims.append(data)
+                if len(rims) > rim.MAX_RIMS:
+                    raise ConfigError(f"one RIM too many: at most {rim.MAX_RIMS} are read")
             else:
                 wanted = "amd-<product>.crl, intel-<fmspc>.json, or a RIM (*.xml, *.swidtag)"
                 raise ConfigError(f"not collateral: want {wanted}")

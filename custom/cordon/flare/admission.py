@@ -2,7 +2,8 @@
 
 A site takes part while two things hold: its *job process* showed evidence (its key signs this job's updates), renewed
 before the lease ends; and its *parent process* stands attested with the coordinator's parent (``Kit.standing``). A site
-that loses either gets no ticket and its updates don't count, until it has both again. No other site is touched.
+whose parent loses its lease gets no ticket and its updates don't count, until it has one again. A job process whose own
+evidence fails is out of this job; whether the site gets the next one is its parent's matter. No other site is touched.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 import secrets
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cordon import job as jobs
@@ -20,7 +21,7 @@ from cordon.attest.appraise import EvidenceAppraisal, appraise, make_evidence
 from cordon.attest.binding import NONCE_BYTES
 from cordon.attest.keys import ProcessKeys
 from cordon.errors import AttestError, SignatureError
-from cordon.flare import codec
+from cordon.flare import audit, codec
 from cordon.flare.kit import Kit
 from cordon.flare.session import job_context
 
@@ -72,14 +73,30 @@ class Admission:
     def judge(self, peer: Peer, parts: dict[str, Any]) -> EvidenceAppraisal:
         """The verdict on an answer. The challenge is used up before it is looked at."""
         nonce, peer.nonce = peer.nonce, b""
-        return appraise(
+        kit, now = self._kit, datetime.now(UTC)
+        appraisal = appraise(
             parts.get("evidence"),
             nonce=nonce,
             context=job_context(self._kit, self._job, self._job_id, peer.name, self._kit.attest_policy_digest),
             mtls_key=self._kit.study.hospital(peer.name).mtls_key,
             trust=self._kit.fresh_trust()[0],
-            now=datetime.now(UTC),
+            now=now,
         )
+        passed = appraisal.verdict == "pass"
+        audit.append(
+            kit.root,
+            now,
+            peer=peer.name,
+            job=self._job_id,
+            verdict=appraisal.verdict,
+            kind=appraisal.type,
+            state="attested" if passed else "unattested",
+            lease_until=now + timedelta(seconds=kit.attest_policy.lease_s) if passed else None,
+            policy_digest=kit.attest_policy_digest,
+            codes=appraisal.codes,
+            evidence=parts.get("evidence"),
+        )
+        return appraisal
 
     def admit(self, peer: Peer, appraisal: EvidenceAppraisal, parts: dict[str, Any]) -> None:
         """Give ``peer`` a lease, and answer its own challenge.

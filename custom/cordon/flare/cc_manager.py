@@ -8,7 +8,6 @@ nothing: whoever has no live lease gets no job. A failure quarantines that one p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -32,18 +31,17 @@ from nvflare.private.defs import ClientType, InternalFLContextKey, new_cell_mess
 
 from cordon import signing
 from cordon.attest import fault, standing
-from cordon.attest.appraise import MAX_EVIDENCE, EvidenceAppraisal, make_evidence, parent_context
+from cordon.attest.appraise import EvidenceAppraisal, make_evidence, parent_context
 from cordon.attest.binding import NONCE_BYTES
 from cordon.attest.keys import ProcessKeys
 from cordon.attest.nonce import Nonces
 from cordon.attest.verifier import Verifier
 from cordon.errors import AttestError, ConfigError, CordonError
-from cordon.flare import gates
+from cordon.flare import audit, gates
 from cordon.flare.kit import STANDING_FILE, Kit, load_kit
 
 CHANNEL = "cordon_attest"
 TOPIC = "challenge"
-AUDIT_FILE = "attestation.jsonl"
 FAULT_FOLDER = "quarantine"
 NONCE_FILE = "attestation_nonces.json"
 EXIT_BAD_KIT = 3
@@ -75,7 +73,8 @@ class CordonCCManager(FLComponent):
         self._thread: threading.Thread | None = None
         self._asked: dict[str, list[float]] = {}  # member -> monotonic seconds of its recent challenges
         self._sessions: dict[str, str] = {}  # hospital -> FLARE's token of its registration
-        self._silent: set[str] = set()
+        self._quiet_until: dict[str, float] = {}  # silent peer -> when to ask it again, monotonic seconds
+        self._silent: dict[str, int] = {}  # peer -> how often in a row it did not answer
         self._ended: set[str] = set()
         self._accused: dict[str, tuple[str, ...]] = {}
 
@@ -103,6 +102,7 @@ class CordonCCManager(FLComponent):
         kit, _ = self._ready()
         name = kit.study.coordinator.name
         if not self.attested(name):
+            self._quiet_until.pop(name, None)  # it just sent a job, so it is there
             self._challenge_due()
         if not self.attested(name):
             raise AttestError([("coordinator_not_attested", f"{name} has not shown acceptable evidence")])
@@ -205,7 +205,7 @@ class CordonCCManager(FLComponent):
     # -- verifier ----------------------------------------------------------------------------------------------------
 
     def _challenge_due(self) -> None:
-        """Challenge every connected peer whose lease is due; all at once, so that a dead one delays no other."""
+        """Challenge every connected peer whose lease is due; a dead one delays the others once."""
         kit, verifier = self._ready()
         with self._round:
             peers = self._peers(kit)
@@ -215,36 +215,44 @@ class CordonCCManager(FLComponent):
                 due = {
                     name: (fqcn, key, verifier.challenge(name, now))
                     for name, (fqcn, key) in peers.items()
-                    if verifier.due(name, now)
+                    if verifier.due(name, now) and time.monotonic() >= self._quiet_until.get(name, 0.0)
                 }
             if not due:
                 return
             self._refresh_collateral(kit, verifier)
-            messages = {  # by cell address: FLARE sends to the key, whatever the message's target says
-                fqcn: TargetMessage(
-                    target=fqcn,
-                    channel=CHANNEL,
-                    topic=TOPIC,
-                    message=new_cell_message({}, {"nonce": nonce, "policy_digest": kit.attest_policy_digest}),
-                )
-                for fqcn, _, nonce in due.values()
-            }
-            replies = self._engine.get_cell().broadcast_multi_requests(
-                messages, timeout=self._patience(kit), optional=True
+            # Who was silent last time is asked after the others were settled: FLARE waits for all of a batch.
+            for batch in (
+                [name for name in due if name not in self._silent],
+                [name for name in due if name in self._silent],
+            ):
+                self._challenge(kit, {name: due[name] for name in batch})
+
+    def _challenge(self, kit: Kit, due: dict[str, tuple[str, signing.PublicKey, bytes]]) -> None:
+        """Ask the peers of one batch, and settle each by its answer."""
+        if not due:
+            return
+        messages = {  # by cell address: FLARE sends to the key, whatever the message's target says
+            fqcn: TargetMessage(
+                target=fqcn,
+                channel=CHANNEL,
+                topic=TOPIC,
+                message=new_cell_message({}, {"nonce": nonce, "policy_digest": kit.attest_policy_digest}),
             )
-            for name, (fqcn, key, nonce) in due.items():
-                try:
-                    self._settle(name, key, nonce, replies.get(fqcn))
-                except Exception as error:  # whatever it answered costs this peer its lease, and no other
-                    self.logger.exception(f"{name}: its answer could not be settled")
-                    detail = f"{type(error).__name__} while its evidence was judged"
-                    self._reject(name, "internal_error", detail)
+            for fqcn, _, nonce in due.values()
+        }
+        replies = self._engine.get_cell().broadcast_multi_requests(messages, timeout=self._patience(kit), optional=True)
+        for name, (fqcn, key, nonce) in due.items():
+            try:
+                self._settle(name, key, nonce, replies.get(fqcn))
+            except Exception as error:  # whatever it answered costs this peer its lease, and no other
+                self.logger.exception(f"{name}: its answer could not be settled")
+                self._reject(name, "internal_error", f"{type(error).__name__} while its evidence was judged")
 
     def _patience(self, kit: Kit) -> float:
-        """Seconds to wait for answers."""
+        """Seconds to wait for answers: less than a challenge lives, so that a silent peer spoils nobody's answer."""
         default = SOFTWARE_WAIT_S if kit.attester.type == "software" else HARDWARE_WAIT_S
         wanted = default if self.reply_timeout_s is None else self.reply_timeout_s
-        return min(wanted, kit.attest_policy.max_age_s)
+        return min(wanted, kit.attest_policy.max_age_s / 4)
 
     def _settle(self, name: str, key: signing.PublicKey, nonce: bytes, reply: Message | None) -> None:
         """The verdict on one peer's answer, in force before it is written down."""
@@ -262,8 +270,12 @@ class CordonCCManager(FLComponent):
         kit, verifier = self._ready()
         with self._lock:
             appraisal = verifier.reject(name, [(code, detail)], datetime.now(UTC))
-            standing.write(kit.root / STANDING_FILE, verifier.standings)
-        self._audit(name, appraisal.verdict, appraisal.type, appraisal.codes)
+        try:
+            with self._lock:
+                standing.write(kit.root / STANDING_FILE, verifier.standings)
+            self._audit(name, appraisal.verdict, appraisal.type, appraisal.codes)
+        except OSError:  # a full disk: the lease has ended in memory, the file is gone, and the next peer's turn comes
+            self.logger.exception(f"{name}: its verdict could not be written down")
 
     def _refresh_collateral(self, kit: Kit, verifier: Verifier) -> None:
         """Judge by the CRLs and the like that are there now, so that a revocation counts without a restart."""
@@ -305,21 +317,28 @@ class CordonCCManager(FLComponent):
     def _forget(self, name: str) -> None:
         kit, verifier = self._ready()
         with self._lock:
+            held = verifier.live(name, datetime.now(UTC))
             verifier.forget(name)
             standing.write(kit.root / STANDING_FILE, verifier.standings)
+        self._silent.pop(name, None)
+        self._quiet_until.pop(name, None)
+        if held:
+            self._audit(
+                name, "not_checked", "unknown", [("registered_anew", "not_checked", "its lease ended with that")]
+            )
 
     def _no_answer(self, name: str) -> None:
         """Silence ends no lease (a dropped packet is no fault) and gives none; said once per silence."""
-        kit, verifier = self._ready()
-        with self._lock:
-            verifier.postpone(name, datetime.now(UTC), min(5.0, self._patience(kit)))
-        if name not in self._silent:
-            self._silent.add(name)
+        kit, _ = self._ready()
+        times = self._silent[name] = self._silent.get(name, 0) + 1
+        pause = min(self._patience(kit) * 2 ** min(times - 1, 10), kit.attest_policy.lease_s / 3)
+        self._quiet_until[name] = time.monotonic() + pause
+        if times == 1:
             self._audit(name, "not_checked", "unknown", [("no_answer", "not_checked", "no answer to the challenge")])
 
     def _record(self, name: str, evidence: Any, appraisal: EvidenceAppraisal) -> None:
         kit, verifier = self._ready()
-        self._silent.discard(name)
+        self._silent.pop(name, None)
         self._ended.discard(name)
         self._audit(name, appraisal.verdict, appraisal.type, appraisal.codes, evidence)
         if appraisal.verdict == "pass":
@@ -347,24 +366,22 @@ class CordonCCManager(FLComponent):
     def _audit(
         self, peer: str, verdict: str, kind: str, codes: list[tuple[str, str, str]], evidence: Any = None
     ) -> None:
-        """One line per decision: who, what, why, by which policy, on which evidence (its SHA-256)."""
         kit, verifier = self._ready()
         now = datetime.now(UTC)
         with self._lock:
             state = verifier.standings.get(peer, standing.UNKNOWN)
-            line = {
-                "time": now.isoformat(),
-                "peer": peer,
-                "verdict": verdict,
-                "type": kind,
-                "state": state.state,
-                "lease_until": state.expires.isoformat() if state.expires is not None and state.live(now) else None,
-                "policy_digest": verifier.trust.policy.digest,
-                "evidence_sha256": _evidence_digest(evidence),
-                "codes": codes,
-            }
-            with open(kit.root / AUDIT_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            audit.append(
+                kit.root,
+                now,
+                peer=peer,
+                verdict=verdict,
+                kind=kind,
+                state=state.state,
+                lease_until=state.expires if state.live(now) else None,
+                policy_digest=verifier.trust.policy.digest,
+                codes=codes,
+                evidence=evidence,
+            )
 
     # -- FLARE's gates -----------------------------------------------------------------------------------------------
 
@@ -395,11 +412,3 @@ class CordonCCManager(FLComponent):
         for site in answers:  # everybody out first: FLARE goes on after a handler's exception
             result[site] = (False, f"{site} is not attested: it has no live lease")
         result.update({site: answer for site, answer in answers.items() if self.attested(site)})
-
-
-def _evidence_digest(evidence: Any) -> str | None:
-    """SHA-256 of the payload as it came, for an auditor to look up; None without one that could be evidence."""
-    payload = evidence.get("payload") if isinstance(evidence, dict) else None
-    if not isinstance(payload, str) or len(payload) > MAX_EVIDENCE:
-        return None
-    return hashlib.sha256(payload.encode("utf-8", "replace")).hexdigest()

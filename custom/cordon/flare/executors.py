@@ -46,7 +46,7 @@ from cordon.errors import (
     UpdateRejected,
 )
 from cordon.flare import codec, plan
-from cordon.flare.session import NOT_ATTESTED, Session, job_context, open_session
+from cordon.flare.session import NO_EVIDENCE, NOT_ATTESTED, Session, job_context, open_session
 
 ATTEST_TASK = "attest"
 TRAIN_TASK = "train"
@@ -100,13 +100,12 @@ class DPTrainExecutor(Executor):
 
     def _attest(self, session: Session, parts: dict[str, Any]) -> Shareable:
         session.nonce, session.challenged_at = secrets.token_bytes(NONCE_BYTES), time.monotonic()
-        evidence = make_evidence(
-            session.kit.attester,
-            job_context(session.kit, session.job, session.job_id, session.kit.name, codec.policy_digest(parts)),
-            codec.nonce(parts),
-            session.keys,
-            session.kit.mtls_key,
-        )
+        context = job_context(session.kit, session.job, session.job_id, session.kit.name, codec.policy_digest(parts))
+        nonce = codec.nonce(parts)
+        try:
+            evidence = make_evidence(session.kit.attester, context, nonce, session.keys, session.kit.mtls_key)
+        except ConfigError as error:  # a device that is busy, or a GPU that left confidential computing mode
+            raise AttestError([(NO_EVIDENCE, str(error))]) from error
         reply: dict[str, Any] = {
             "evidence": evidence,
             "nonce": base64.b64encode(session.nonce).decode(),
@@ -199,8 +198,8 @@ class DPTrainExecutor(Executor):
 
 def refusal_code(error: CordonError) -> str:
     """The reason code that may leave the site for ``error`` (``messages.REFUSAL_REASONS``)."""
-    if isinstance(error, AttestError) and error.failures[0][0] == NOT_ATTESTED:
-        return NOT_ATTESTED
+    if isinstance(error, AttestError) and error.failures[0][0] in (NOT_ATTESTED, NO_EVIDENCE):
+        return error.failures[0][0]
     if isinstance(error, DataError):
         return error.code if error.code in messages.REFUSAL_REASONS else "data_error"
     for kind, code in (

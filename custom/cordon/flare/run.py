@@ -32,6 +32,7 @@ from cordon.flare.admission import Admission, Peer
 from cordon.flare.executors import ATTEST_TASK, TRAIN_TASK
 from cordon.flare.kit import Kit
 from cordon.flare.persistor import MODEL_FILE
+from cordon.flare.session import NO_EVIDENCE, NOT_ATTESTED
 from cordon.report.events import EVENTS_FILE, MAX_CODES, EventLog
 from cordon.robust.rules import RULES
 
@@ -231,6 +232,9 @@ class Run:
             return
         try:
             parts, _ = codec.from_model(what, limit=0)
+            if "evidence" not in parts and "refusal" in parts:  # nobody signed it with a key that is known yet
+                self._unavailable(peer, "it says that it makes no evidence now")
+                return
             appraisal = self.admission.judge(peer, parts)
             self.log.write(
                 "attested", site=peer.name, verdict=appraisal.verdict, type=appraisal.type, codes=_codes(appraisal)
@@ -248,10 +252,17 @@ class Run:
                 self._judge(peer, "result", waiting)
             elif resend:  # the same ticket: a site that trained for it sends the same bytes
                 self._ask(peer)
+        except ConfigError as error:  # this side's own device makes no evidence now: not the site's fault
+            self._unavailable(peer, f"the coordinator makes no evidence now ({printable(str(error), 200)})")
         except (AttestError, SignatureError) as error:
             peer.nonce, peer.waiting = b"", None
             self.flare.warning(f"{peer.name} is not admitted: {printable(str(error), 300)}")
             self._out(peer.name, "attestation_failed")
+
+    def _unavailable(self, peer: Peer, why: str) -> None:
+        """No evidence could be made, on either side: ask again for as long as the job goes on."""
+        peer.nonce, peer.ask_at = b"", time.monotonic() + RETRY_S
+        self._lose(peer.name, f"{why}; it is asked again")
 
     def _judge(self, peer: Peer, kind: str, what: Any) -> None:
         """An answer to a ticket: an update to buffer, a refusal, an error, or a fault."""
@@ -333,7 +344,7 @@ class Run:
         refusal = messages.verify(envelope, messages.Refusal, key, datetime.now(UTC))
         code = refusal.code if refusal.code in messages.REFUSAL_REASONS else "site_error"
         self.flare.warning(f"{peer.name} does not train: {code}: {messages.REFUSAL_REASONS[code]}")
-        if code == "coordinator_not_attested":  # this side's fault, and it may mend: ask again with fresh evidence
+        if code in (NOT_ATTESTED, NO_EVIDENCE):  # it may mend: ask again, with fresh evidence
             peer.ask_at, peer.resend = time.monotonic() + RETRY_S, True
         else:
             self._out(peer.name, code)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from cordon.attest.binding import Context, bundle_digest
 from cordon.attest.keys import ProcessKeys
 from cordon.data.harmonise import Patients
 from cordon.errors import AttestError, PrivacyError, SignatureError
-from cordon.flare import plan
+from cordon.flare import audit, plan
 from cordon.flare.kit import Kit, load_kit
 from cordon.params import Layout
 
 RUNS = Path("cordon_state") / "jobs"  # in the kit; FLARE's own run folder is emptied at each deployment
 MAX_LINKS = 100_000
-NOT_ATTESTED = "coordinator_not_attested"
+NOT_ATTESTED, NO_EVIDENCE = "coordinator_not_attested", "evidence_unavailable"
 
 
 @dataclass
@@ -106,6 +106,21 @@ class Session:
             mtls_key=kit.study.coordinator.mtls_key,
             trust=kit.fresh_trust()[0],
             now=datetime.now(UTC),
+        )
+        now = datetime.now(UTC)
+        passed = appraisal.verdict == "pass"
+        audit.append(
+            kit.root,
+            now,
+            peer=name,
+            job=self.job_id,
+            verdict=appraisal.verdict,
+            kind=appraisal.type,
+            state="attested" if passed else "unattested",
+            lease_until=now + timedelta(seconds=kit.attest_policy.lease_s) if passed else None,
+            policy_digest=kit.attest_policy_digest,
+            codes=appraisal.codes,
+            evidence=evidence,
         )
         key = appraisal.signing_key  # raises unless the verdict is pass
         if self.coordinator_key is not None and signing.spki_digest(key) != signing.spki_digest(self.coordinator_key):

@@ -92,23 +92,27 @@ def check(
 
 
 def locate(kit: Path, environ: Mapping[str, str], default: Path = PATH) -> Path | None:
-    """The pin that counts for the kit at ``kit``: what CORDON_PIN names, else ``default`` if it exists, else None.
+    """The pin that counts for the kit at ``kit``: ``default`` if it is there, else what CORDON_PIN names, else None.
+
+    The variable cannot replace a pin at the fixed path: whoever starts the process sets variables, and that pin may be
+    part of the measured image.
 
     Raises:
         ConfigError: CORDON_PIN names no file, or the pin lies in the kit (also by a link): its maker wrote it then.
     """
-    named = environ.get(VARIABLE)
-    path = default if named is None else Path(named)
-    if not path.is_absolute():
-        raise ConfigError(f"{VARIABLE}={named}: want an absolute path")
+    path = default
     try:
-        path.lstat()  # a link that leads nowhere is a pin that is broken, not one that is absent
+        default.lstat()  # a link that leads nowhere is a pin that is broken, not one that is absent
     except (FileNotFoundError, NotADirectoryError):
-        if named is None:
+        if (named := environ.get(VARIABLE)) is None:
             return None
-        raise ConfigError(f"{path}: no such file; {VARIABLE} names it as the pin") from None
+        path = Path(named)
+        if not path.is_absolute():
+            raise ConfigError(f"{VARIABLE}={named}: want an absolute path") from None
+        if not path.exists() and not path.is_symlink():
+            raise ConfigError(f"{path}: no such file; {VARIABLE} names it as the pin") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be looked at: {error.strerror}") from error
+        raise ConfigError(f"{default}: cannot be looked at: {error.strerror}") from error
     if path.resolve().is_relative_to(kit.resolve()):
         raise ConfigError(f"{path}: a pin inside the kit pins nothing: whoever made the kit wrote it")
     return path
@@ -133,7 +137,13 @@ def check_start(
     """
     path = locate(kit, environ, default)
     if path is not None:
-        check(documents.load(path, Pin), agreed, site, str(path), policies)
+        found = documents.load(path, Pin)
+        check(found, agreed, site, str(path), policies)
+        if agreed.profile != "poc" and set(found.policies) != {"site", "attestation"}:
+            raise ConfigError(
+                f"{path}: names {', '.join(found.policies) or 'no policy'}; a {agreed.profile} kit wants a pin that "
+                "fixes site and attestation policy (signatures have no date): cordon pin --site-policy --attestation"
+            )
     elif agreed.profile != "poc":
         raise ConfigError(
             f"{default}: missing; a {agreed.profile} kit starts only where the hospital pinned its study: "

@@ -156,6 +156,38 @@ def test_a_late_answer_to_a_ticket_is_not_taken_for_evidence(federation, clock):
     assert not _of(log, "excluded", "hospital-d")
 
 
+@pytest.mark.parametrize("side", ["site", "coordinator"])
+@pytest.mark.parametrize("when", ["first", "renewal"])
+def test_a_device_that_is_busy_costs_nobody_the_job(federation, clock, monkeypatch, side, when):
+    """Evidence that cannot be made now is made when it is asked for again; nobody is blamed."""
+    from cordon.attest.software import SoftwareAttester
+    from cordon.errors import ConfigError
+
+    real, who, calls = SoftwareAttester.report, {"site": "hospital-a", "coordinator": SERVER}[side], []
+
+    def report(self, report_data):
+        name = self.tee.certificate.subject.rfc4514_string().removeprefix("CN=")
+        if name == who:
+            calls.append(name)
+            if len(calls) == {"first": 1, "renewal": 5 if side == "coordinator" else 2}[when]:
+                raise ConfigError("tsm_busy: another process holds the device")
+        return real(self, report_data)
+
+    monkeypatch.setattr(SoftwareAttester, "report", report)
+
+    def slow(site, task, reply):
+        clock.sleep(6.0)
+        return [reply]
+
+    federation.on_reply = slow
+    log = federation.run()
+    assert len(calls) > {"first": 1, "renewal": 2}[when]
+    assert not _of(log, "refused") + _of(log, "excluded") + _of(log, "rejected")
+    assert len(_of(log, "version")) == 6
+    if side == "site":
+        assert _of(log, "update", "hospital-a")
+
+
 @pytest.mark.parametrize("lease", [None, True, "60", 1, 1e9, float("nan"), []])
 def test_a_site_names_the_lease_that_it_gives(lease):
     with pytest.raises(SignatureError, match="no lease"):

@@ -31,7 +31,8 @@ from cordon.attest.binding import Context
 from cordon.attest.keys import ProcessKeys
 from cordon.errors import AttestError, ConfigError
 from cordon.flare import gates
-from cordon.flare.cc_manager import AUDIT_FILE, CHANNEL, EXIT_BAD_KIT, FAULT_FOLDER, CordonCCManager
+from cordon.flare.audit import AUDIT_FILE
+from cordon.flare.cc_manager import CHANNEL, EXIT_BAD_KIT, FAULT_FOLDER, CordonCCManager
 from cordon.flare.kit import STANDING_FILE, load_kit
 
 HOSPITALS = ("hospital-a", "hospital-b")
@@ -182,7 +183,18 @@ def test_attested_sites_take_part(federation):
     assert [(line["peer"], line["verdict"], line["type"]) for line in lines] == [
         (name, "pass", "software") for name in HOSPITALS
     ]
-    fields = {"time", "peer", "verdict", "type", "state", "lease_until", "policy_digest", "evidence_sha256", "codes"}
+    fields = {
+        "time",
+        "peer",
+        "job",
+        "verdict",
+        "type",
+        "state",
+        "lease_until",
+        "policy_digest",
+        "evidence_sha256",
+        "codes",
+    }
     assert set(lines[0]) == fields
 
 
@@ -483,3 +495,28 @@ def test_a_standing_that_cannot_be_written_attests_nobody(federation, monkeypatc
         standing.write(path, {})
     assert not path.exists()
     assert load_kit(folder / "server", datetime.now(UTC)).standing("hospital-a").state == "unattested"
+
+
+def test_a_silent_peer_spoils_nobodys_answer(federation, monkeypatch):
+    """FLARE waits for all of a batch: the wait ends well before the others' challenges do, and is not repeated."""
+    network, managers, _ = federation
+    waits = []
+    cell = network.cells["server"]
+    real = cell.broadcast_multi_requests
+
+    def wait(messages, timeout, optional):
+        waits.append((sorted(messages), timeout))
+        return real(messages, timeout, optional)
+
+    monkeypatch.setattr(cell, "broadcast_multi_requests", wait)
+    silent = network.callbacks.pop("hospital-a")
+    assert [site for site, (ok, _) in _resources(managers["server"], HOSPITALS).items() if ok] == ["hospital-b"]
+    assert all(timeout <= managers["server"]._kit.attest_policy.max_age_s / 4 for _, timeout in waits)
+    managers["server"]._quiet_until.clear()
+    managers["server"]._verifier.standings.clear()
+    waits.clear()
+    _resources(managers["server"], HOSPITALS)
+    assert [asked for asked, _ in waits] == [["hospital-b"], ["hospital-a"]]
+    managers["server"]._quiet_until.clear()
+    network.callbacks["hospital-a"] = silent
+    assert [site for site, (ok, _) in _resources(managers["server"], HOSPITALS).items() if ok] == list(HOSPITALS)
