@@ -1,1 +1,1 @@
-"""Evidence about who runs what: binding, software TEE, policy, appraisal. Specification: README.md."""
+"""Evidence about who runs what: what is bound, who judges it, what follows. Specification: README.md."""

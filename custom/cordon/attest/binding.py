@@ -61,7 +61,7 @@ def report_data(
     Args:
         nonce: the verifier's 32 bytes.
         mtls_spki_sha256: ``signing.spki_digest`` of the prover's mTLS key (hex).
-        kem_public_key: ``appraise.ProcessKeys.kem_public_bytes``.
+        kem_public_key: ``keys.ProcessKeys.kem_public_bytes``.
         signing_public_key: DER SubjectPublicKeyInfo.
         gpu_evidence: one object per GPU with key ``uuid``, taken with ``gpu_nonce``; None without GPUs.
     """

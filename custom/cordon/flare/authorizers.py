@@ -29,7 +29,7 @@ MAX_CERTIFICATE = 16 * 1024  # bytes
 MAX_CCEL = 1024 * 1024
 _FILL_KEPT = 4096
 
-_DEVICES: dict[str, tuple[str, ...]] = {
+DEVICES: dict[str, tuple[str, ...]] = {
     "snp": ("tsm", "sev-guest"),
     "tdx": ("tsm",),
     "sgx": ("gramine",),
@@ -54,8 +54,8 @@ class TeeEnvironment(Document, frozen=True, kw_only=True):
     vek: str | None
 
     def __post_init__(self) -> None:
-        if self.device not in _DEVICES[self.evidence]:
-            raise ValueError(f"evidence {self.evidence} comes from device {' or '.join(_DEVICES[self.evidence])}")
+        if self.device not in DEVICES[self.evidence]:
+            raise ValueError(f"evidence {self.evidence} comes from device {' or '.join(DEVICES[self.evidence])}")
         if self.gpu == "nvidia" and self.evidence in ("sgx", "software"):
             raise ValueError(f"evidence {self.evidence} cannot speak for a GPU")
         if self.vek is not None and self.evidence not in ("snp", "az-snp"):

@@ -18,6 +18,7 @@ from cordon import documents
 from cordon.attest.policy import AttestationPolicy
 from cordon.documents import Document
 from cordon.errors import ConfigError
+from cordon.flare.authorizers import DEVICES
 
 REQUIRED_CLASSES = (
     "cordon.flare.controllers.AsyncController",
@@ -34,14 +35,6 @@ _EVIDENCE = {
     ("onprem_enclave", "intel_sgx"): "sgx",
 }
 """(compute_env, cc_cpu_mechanism) -> the evidence type that it makes."""
-_DEVICES = {
-    "software": ("software",),
-    "snp": ("tsm", "sev-guest"),
-    "tdx": ("tsm",),
-    "az-snp": ("vtpm",),
-    "az-tdx": ("vtpm",),
-    "sgx": ("gramine",),
-}
 
 
 class AttestationConfig(Document, frozen=True, kw_only=True):
@@ -70,8 +63,8 @@ class CCConfig(Document, frozen=True, kw_only=True):
         if (self.compute_env, self.cc_cpu_mechanism) not in _EVIDENCE:
             known = "; ".join(" with ".join(pair) for pair in _EVIDENCE)
             raise ValueError(f"{self.compute_env} with {self.cc_cpu_mechanism} is none of: {known}")
-        if self.evidence_device not in _DEVICES[self.evidence]:
-            wanted = " or ".join(_DEVICES[self.evidence])
+        if self.evidence_device not in DEVICES[self.evidence]:
+            wanted = " or ".join(DEVICES[self.evidence])
             raise ValueError(f"evidence_device {self.evidence_device} makes no {self.evidence} evidence: want {wanted}")
 
     @property

@@ -38,7 +38,6 @@ from cordon.study import Name, StudyContract
 if TYPE_CHECKING:
     from cordon.job import Job
 
-COORDINATOR_SCHEMA = "cordon/coordinator/v1"
 SOFTWARE_TEE = "software_tee"  # folder in local/, POC only
 TEE_FILE = "tee.yml"  # in local/
 VEK_FILE = "vek.crt"  # in local/

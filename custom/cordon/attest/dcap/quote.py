@@ -14,7 +14,6 @@ from cordon.errors import ConfigError
 
 MAX_QUOTE = 16 * 1024  # bytes; a quote with its certificates has about 5000
 
-HEADER_SIZE = 48
 SGX_REPORT_SIZE = 384
 TD_REPORT_10_SIZE = 584
 TD_REPORT_15_SIZE = 648

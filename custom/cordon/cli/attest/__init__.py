@@ -110,7 +110,7 @@ def _add_policy(commands: SubParsers) -> None:
     kinds = policy.add_subparsers(metavar="KIND", required=True)
     about = (
         "Writes BASE with the image's measurement put in, every field named, to --out (never overwritten) or stdout. "
-        "Review and sign it next: `cordon sign --as attestation`."
+        "Review and sign it next: `cordon sign --key KEY --as attestation FILE`."
     )
 
     snp = kinds.add_parser("snp", help="MEASUREMENT of an SEV-SNP image", description=about)

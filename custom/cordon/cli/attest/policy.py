@@ -141,7 +141,7 @@ def _text(
         told += [f"append {args.append!r}"] if args.append is not None else []
         told += [f"{args.vcpus} x {args.vcpu_type}", f"guest features {args.guest_features}", f"VMM {args.vmm_type}"]
         head += f"# Image: {'; '.join(told)}.\n"
-    head += "# Every field has a value or `any`. Review it, then sign it: cordon sign --as attestation\n"
+    head += "# Every field has a value or `any`. Review it, then sign it: cordon sign --key KEY --as attestation FILE\n"
     text: str = yaml.safe_dump(body, sort_keys=False, default_flow_style=False, width=120)
     return "".join(f"{printable(line)}\n" for line in head.splitlines()) + text
 
