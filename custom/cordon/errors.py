@@ -16,8 +16,8 @@
     `-- PortInUse                  3   a port that POC needs is taken
 
 A command maps an exception to the exit code in the table (``CordonError.exit_code``); 2 is kept for *not checked*,
-70 for anything that is not a CordonError, 130 for an interrupt, 141 for a reader that went away. Messages say what was
-wanted, what came and where; they never hold a patient's value or a key.
+70 for anything that is not a CordonError, 130 for an interrupt, 141 for a reader that went away before the end.
+Messages say what was wanted, what came and where; they never hold a patient's value or a key.
 """
 
 from __future__ import annotations

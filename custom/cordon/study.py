@@ -19,8 +19,8 @@ from cordon.signing import PublicKey, decode_spki
 
 SCHEMA = "cordon/study/v1"
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Spki = Annotated[str, Meta(min_length=40, max_length=2048)]
 """Base64 DER SubjectPublicKeyInfo."""
 

@@ -16,7 +16,7 @@ from cordon.errors import ConfigError
 EXIT_CODES = {"pass": 0, "not_checked": 2, "fail": 1}  # from best to worst
 COLOURS = {"pass": "32", "fail": "31", "not_checked": "33"}
 MEANING = {
-    "pass": "pass: the vendor's hardware signed this, and all that the policy asks for holds.",
+    "pass": "pass: the vendor's hardware signed this, and all that the policy asks of this evidence holds.",
     "fail": "fail: don't trust this. No to: {failed}.",
     "not_checked": "not checked: nothing speaks against this, but it's not enough to trust it.",
 }
@@ -87,6 +87,10 @@ def _table(verdict: dict[str, Any], policy: Any) -> Iterable[str]:
     else:
         yield f"policy: {printable(policy_name(policy))}; its signature was not checked by this command"
     failed = ", ".join(dict.fromkeys(check["code"] for check in checks if check["result"] == "fail"))
+    if any((each["code"], each["result"]) == ("report_data", "not_checked") for each in checks):
+        yield "report_data: nobody compared it (--report-data), so this may be the answer to another challenge"
+    if getattr(policy, "gpu", "none") not in ("none", "any") and "measurement" in verdict["claims"]:
+        yield "gpu: the policy asks for evidence of GPUs too, which is verified by itself: cordon attest verify gpu"
     yield _coloured(MEANING[verdict["verdict"]].format(failed=failed), verdict["verdict"])
 
 
