@@ -12,18 +12,18 @@ import base64
 import secrets
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from cordon import job as jobs
 from cordon import signing
-from cordon.attest.appraise import EvidenceAppraisal, appraise, make_evidence
+from cordon.attest.appraise import EvidenceAppraisal, make_evidence
 from cordon.attest.binding import NONCE_BYTES
 from cordon.attest.keys import ProcessKeys
 from cordon.errors import AttestError, SignatureError
-from cordon.flare import audit, codec
+from cordon.flare import codec
 from cordon.flare.kit import Kit
-from cordon.flare.session import job_context
+from cordon.flare.session import job_context, judge_process
 
 MIN_LEASE_S, MAX_LEASE_S = 5.0, 86400.0
 
@@ -73,30 +73,8 @@ class Admission:
     def judge(self, peer: Peer, parts: dict[str, Any]) -> EvidenceAppraisal:
         """The verdict on an answer. The challenge is used up before it is looked at."""
         nonce, peer.nonce = peer.nonce, b""
-        kit, now = self._kit, datetime.now(UTC)
-        appraisal = appraise(
-            parts.get("evidence"),
-            nonce=nonce,
-            context=job_context(self._kit, self._job, self._job_id, peer.name, self._kit.attest_policy_digest),
-            mtls_key=self._kit.study.hospital(peer.name).mtls_key,
-            trust=self._kit.fresh_trust()[0],
-            now=now,
-        )
-        passed = appraisal.verdict == "pass"
-        audit.append(
-            kit.root,
-            now,
-            peer=peer.name,
-            job=self._job_id,
-            verdict=appraisal.verdict,
-            kind=appraisal.type,
-            state="attested" if passed else "unattested",
-            lease_until=now + timedelta(seconds=kit.attest_policy.lease_s) if passed else None,
-            policy_digest=kit.attest_policy_digest,
-            codes=appraisal.codes,
-            evidence=parts.get("evidence"),
-        )
-        return appraisal
+        mtls_key = self._kit.study.hospital(peer.name).mtls_key
+        return judge_process(self._kit, self._job, self._job_id, peer.name, mtls_key, nonce, parts.get("evidence"))
 
     def admit(self, peer: Peer, appraisal: EvidenceAppraisal, parts: dict[str, Any]) -> None:
         """Give ``peer`` a lease, and answer its own challenge.

@@ -20,7 +20,7 @@ from nvflare.apis.shareable import Shareable
 
 from cordon import job as jobs
 from cordon import messages, models, signing
-from cordon.attest.appraise import appraise
+from cordon.attest.appraise import EvidenceAppraisal, appraise
 from cordon.attest.binding import Context, bundle_digest
 from cordon.attest.keys import ProcessKeys
 from cordon.data.harmonise import Patients
@@ -99,29 +99,8 @@ class Session:
             late = f"answered later than {kit.attest_policy.max_age_s:g} s after the challenge"
             raise AttestError([(NOT_ATTESTED, late)])  # no fault: it may answer a fresh challenge
         name = kit.study.coordinator.name
-        appraisal = appraise(
-            evidence,
-            nonce=nonce,
-            context=job_context(kit, self.job, self.job_id, name, kit.attest_policy_digest),
-            mtls_key=kit.study.coordinator.mtls_key,
-            trust=kit.fresh_trust()[0],
-            now=datetime.now(UTC),
-        )
-        now = datetime.now(UTC)
-        passed = appraisal.verdict == "pass"
-        audit.append(
-            kit.root,
-            now,
-            peer=name,
-            job=self.job_id,
-            verdict=appraisal.verdict,
-            kind=appraisal.type,
-            state="attested" if passed else "unattested",
-            lease_until=now + timedelta(seconds=kit.attest_policy.lease_s) if passed else None,
-            policy_digest=kit.attest_policy_digest,
-            codes=appraisal.codes,
-            evidence=evidence,
-        )
+        mtls_key = kit.study.coordinator.mtls_key
+        appraisal = judge_process(kit, self.job, self.job_id, name, mtls_key, nonce, evidence)
         key = appraisal.signing_key  # raises unless the verdict is pass
         if self.coordinator_key is not None and signing.spki_digest(key) != signing.spki_digest(self.coordinator_key):
             raise AttestError([("process_keys", "evidence of another process than the one pinned for this job")])
@@ -196,6 +175,41 @@ def job_context(kit: Kit, job: jobs.Job, job_id: str, site: str, policy_digest: 
         bundle_digest=bundle_digest(),
         policy_digest=policy_digest,
     )
+
+
+def judge_process(
+    kit: Kit, job: jobs.Job, job_id: str, peer: str, mtls_key: signing.PublicKey, nonce: bytes, evidence: Any
+) -> EvidenceAppraisal:
+    """The verdict on the evidence of ``peer``'s job process, written down in the kit; both sides judge so.
+
+    Args:
+        mtls_key: of ``peer``, from the signed study contract.
+        nonce: this side's challenge, already used up.
+    """
+    now = datetime.now(UTC)
+    appraisal = appraise(
+        evidence,
+        nonce=nonce,
+        context=job_context(kit, job, job_id, peer, kit.attest_policy_digest),
+        mtls_key=mtls_key,
+        trust=kit.fresh_trust()[0],
+        now=now,
+    )
+    passed = appraisal.verdict == "pass"
+    audit.append(
+        kit.root,
+        now,
+        peer=peer,
+        job=job_id,
+        verdict=appraisal.verdict,
+        kind=appraisal.type,
+        state="attested" if passed else "unattested",
+        lease_until=now + timedelta(seconds=kit.attest_policy.lease_s) if passed else None,
+        policy_digest=kit.attest_policy_digest,
+        codes=appraisal.codes,
+        evidence=evidence,
+    )
+    return appraisal
 
 
 def _links(links: Any, seen: int, wanted: int) -> list[str]:

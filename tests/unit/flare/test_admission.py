@@ -1,11 +1,14 @@
 """Leases inside a job: a site that loses its standing takes no part, comes back when it passes, and stops nobody."""
 
+import json
+
 import pytest
 
 from cordon.errors import SignatureError
 from cordon.flare import admission, codec
+from cordon.flare.audit import AUDIT_FILE
 from fakes.federation_kits import HOSPITALS, SERVER, stand
-from fakes.in_process import open_message, said
+from fakes.in_process import JOB_ID, open_message, said
 
 
 def _of(log, kind, site=None):
@@ -286,3 +289,17 @@ def test_a_round_longer_than_the_lease_is_delivered_once_with_fresh_evidence(fed
     assert sum(site.session.rounds_used for site in federation.sites.values()) == len(trained)
     assert len(_of(log, "version")) == 6
     assert not _of(log, "rejected") + _of(log, "refused")
+
+
+def test_every_verdict_on_a_job_process_is_in_the_audit_file_of_who_gave_it(federation):
+    log = federation.run()
+
+    def lines(name):
+        return [json.loads(line) for line in (federation.kits / name / AUDIT_FILE).read_text().splitlines()]
+
+    told = [(line["peer"], line["verdict"], line["state"], line["job"]) for line in lines(SERVER)]
+    assert told == [(each["site"], "pass", "attested", JOB_ID) for each in _of(log, "attested")]
+    for site in HOSPITALS:
+        (line,) = lines(site)
+        assert (line["peer"], line["verdict"], line["job"]) == (SERVER, "pass", JOB_ID)
+        assert len(line["evidence_sha256"]) == 64
