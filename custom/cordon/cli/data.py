@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cordon import documents
+from cordon.cli.vault import read_key, readable
 from cordon.data.contract import FeatureContract, Mapping
 from cordon.data.harmonise import judge
 from cordon.data.ledger import Balance, Conservation
 from cordon.data.load import read_source
-from cordon.errors import DataError
+from cordon.data.source import FolderSource, Source, VaultSource
+from cordon.data.vault import Vault
+from cordon.errors import ConfigError, DataError
 from cordon.site.policy import SitePolicy
 
 SHOWN = 20
@@ -34,6 +39,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     check.add_argument(
         "--contract", type=Path, required=True, help="the feature contract, app/config/contract.yml of the job"
     )
+    check.add_argument("--key", type=Path, metavar="FILE", help="the vault key, where the policy names a vault")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     check.set_defaults(run=_check)
 
@@ -43,8 +49,8 @@ def _check(args: argparse.Namespace) -> int:
     contract = documents.load(args.contract, FeatureContract)
     folder = args.policy.parent
     mapping = documents.load(policy.resolve(folder, policy.data.mapping), Mapping)
-    source = policy.resolve(folder, policy.data.source)
-    ledger = read_source(contract, mapping, policy.data.connector, source).conservation
+    with _source(policy, folder, args.key) as source:
+        ledger = read_source(contract, mapping, policy.data.connector, source).conservation
     verdict: DataError | None = None
     try:
         judge(contract, ledger)
@@ -54,7 +60,10 @@ def _check(args: argparse.Namespace) -> int:
         print(json.dumps(_document(policy, contract, ledger, verdict), indent=1))
     else:
         print(f"{policy.site}: {policy.data.connector} data for contract {contract.contract}")
-        print("note: the mapping's signature is not checked by this command\n")
+        print("note: the mapping's signature is not checked by this command")
+        if policy.data.vault is not None:
+            print("note: whether this is the newest version of the vault is not checked here (the key broker does)")
+        print()
         print("\n".join(_table("patients", ledger.patients) + _table("values", ledger.rows)))
         for example in ledger.examples[:SHOWN]:
             print(f"  {example.pointer}  {example.column}  {example.reason}")
@@ -63,6 +72,20 @@ def _check(args: argparse.Namespace) -> int:
     if verdict is not None:
         raise verdict
     return 0
+
+
+@contextmanager
+def _source(policy: SitePolicy, folder: Path, key: Path | None) -> Iterator[Source]:
+    """The source that the policy names, open for reading."""
+    if policy.data.vault is not None:
+        if key is None:
+            raise ConfigError("the policy names a vault: give its key with --key FILE (cordon vault keygen)")
+        with readable(), Vault(policy.resolve(folder, policy.data.vault), read_key(key)) as vault:
+            yield VaultSource(vault)
+    elif policy.data.unsafe_source is not None:
+        if key is not None:
+            raise ConfigError("--key goes with a vault, and the policy names a plain source")
+        yield FolderSource(policy.resolve(folder, policy.data.unsafe_source))
 
 
 def _document(

@@ -94,7 +94,7 @@ def _files(source: Source, kind: str) -> list[str]:
     pattern = re.compile(rf"{kind}(?:[._-][A-Za-z0-9_-]+)*\.ndjson", re.ASCII)
     found = [member for member in source.members() if pattern.fullmatch(member)]
     if not found:
-        raise SourceError(f"{source.root}: no {kind}.ndjson in this FHIR Bulk Data folder")
+        raise SourceError(f"{source.name}: no {kind}.ndjson in this FHIR Bulk Data folder")
     return found
 
 

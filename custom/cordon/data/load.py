@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from cordon.data.contract import FeatureContract, Mapping
@@ -35,8 +34,8 @@ class Loaded:
     conservation: Conservation
 
 
-def load_patients(contract: FeatureContract, mapping: Mapping, connector: str, source: Path) -> Loaded:
-    """The patients of ``source`` (a file or folder, as the connector wants) as the contract's feature vectors.
+def load_patients(contract: FeatureContract, mapping: Mapping, connector: str, source: Source) -> Loaded:
+    """The patients of ``source`` (one member or several, as the connector wants) as the contract's feature vectors.
 
     Raises:
         MappingError: the mapping does not cover the contract, or names what the source does not have.
@@ -49,12 +48,12 @@ def load_patients(contract: FeatureContract, mapping: Mapping, connector: str, s
     return loaded
 
 
-def read_source(contract: FeatureContract, mapping: Mapping, connector: str, source: Path) -> Loaded:
+def read_source(contract: FeatureContract, mapping: Mapping, connector: str, source: Source) -> Loaded:
     """``load_patients`` without the verdict: for showing a hospital what is wrong with its data."""
     scan, kind = _connector(connector)
     check_mapping(contract, mapping, connector)
     options = read_options(mapping, kind)
-    patients, ledger = harmonise(contract, mapping, options, scan(Source(source), mapping, options))
+    patients, ledger = harmonise(contract, mapping, options, scan(source, mapping, options))
     return Loaded(patients, ledger)
 
 

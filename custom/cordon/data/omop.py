@@ -34,7 +34,7 @@ def scan(source: Source, mapping: Mapping, options: OmopOptions) -> Iterator[Rec
     tables = {}
     for name in ("person", "measurement", "condition_occurrence"):
         if f"{name}.csv" not in members:
-            raise SourceError(f"{source.root}: no {name}.csv in this OMOP folder")
+            raise SourceError(f"{source.name}: no {name}.csv in this OMOP folder")
         tables[name] = members[f"{name}.csv"]
 
     keys: dict[str, str] = {}

@@ -36,7 +36,7 @@ def scan(source: Source, mapping: Mapping, options: PdfOptions) -> Iterator[Reco
     """The records of a folder of reports, one patient each."""
     reports = [member for member in source.members() if member.lower().endswith(".pdf")]
     if not reports:
-        raise SourceError(f"{source.root}: no .pdf file in this folder")
+        raise SourceError(f"{source.name}: no .pdf file in this folder")
     for member in reports:
         text = _text(source, member)
         if isinstance(text, Record):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cordon.data.contract import FeatureContract, Field, LabelField, Mapping
 from cordon.data.csv_file import ROW_NUMBER
 from cordon.data.load import load_patients
+from cordon.data.source import FolderSource
 
 
 def read_reference(path: Path, contract: FeatureContract) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -28,5 +29,5 @@ def read_reference(path: Path, contract: FeatureContract) -> tuple[NDArray[np.fl
         features={feature.id: Field(source=feature.id, unit=feature.unit) for feature in contract.features},
         label=LabelField(source=contract.label.id, positive=("1",), negative=("0",)),
     )
-    patients = load_patients(contract, mapping, "csv", path).patients
+    patients = load_patients(contract, mapping, "csv", FolderSource(path)).patients
     return patients.x, patients.y

@@ -1,11 +1,14 @@
 """A SQL database with tables of its own making; SQLite is the embedded default, opened read-only.
 
+A database in a vault is decrypted into memory and read there; no part of it, and no temporary table, touches a disk.
+
 The mapping holds names only, never SQL: each is looked up in the schema that the database itself reports, and
 SQLAlchemy quotes it. A name that the schema does not have is a MappingError.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +19,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cordon.data.contract import Mapping
 from cordon.data.records import Options, Record, as_key, wide_row
-from cordon.data.source import Source
+from cordon.data.source import FolderSource, Source
 from cordon.errors import MappingError, SourceError
 
 MAX_DATABASE = 64 * 1024**3  # bytes
+MAX_IN_MEMORY = 1024**3  # bytes of a database that is read from a vault: twice that while it is taken over
 _CHUNK = 1000
 
 
@@ -56,24 +60,41 @@ def scan(source: Source, mapping: Mapping, options: SqlOptions) -> Iterator[Reco
                     yield msgspec.structs.replace(record, filtered=rule) if rule else record
     except SQLAlchemyError as error:
         # The driver's own text may quote a cell, so only its kind is kept.
-        raise SourceError(f"{source.root}: {type(error).__name__} while reading the database") from None
+        raise SourceError(f"{source.name}: {type(error).__name__} while reading the database") from None
     finally:
         engine.dispose()
 
 
 def _engine(source: Source) -> sqlalchemy.Engine:
     member = source.single()
-    source.open(member, MAX_DATABASE).close()
-    # Read-only twice: the file is opened so (a live database's journal is honoured), and the session says so.
-    uri = f"{source.path(member).absolute().as_uri()}?mode=ro"
 
     def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(uri, uri=True)
+        connection = _connect(source, member)
         connection.execute("PRAGMA query_only = ON")
         connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA temp_store = MEMORY")  # a large ORDER BY would spill patients into a file
         return connection
 
-    return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=sqlalchemy.pool.NullPool)
+    return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=sqlalchemy.pool.StaticPool)
+
+
+def _connect(source: Source, member: str) -> sqlite3.Connection:
+    if isinstance(source, FolderSource):
+        source.open(member, MAX_DATABASE).close()
+        # Read-only twice: the file is opened so (a live database's journal is honoured), and the session says so.
+        return sqlite3.connect(f"{source.path(member).absolute().as_uri()}?mode=ro", uri=True)
+    with source.open(member, MAX_IN_MEMORY) as file:
+        data = bytearray(file.seek(0, os.SEEK_END))
+        file.seek(0)
+        file.readinto(data)
+    # A database in memory has no write-ahead log; without one, a file of that mode reads as one of the older mode does
+    # (bytes 18 and 19, https://www.sqlite.org/fileformat2.html section 1.3.3).
+    if data[18:20] == b"\x02\x02":
+        data[18:20] = b"\x01\x01"
+    connection = sqlite3.connect(":memory:")
+    if data:  # no bytes are an empty database, as an empty file is
+        connection.deserialize(data)
+    return connection
 
 
 def _select(engine: sqlalchemy.Engine, table: str, columns: list[str]) -> sqlalchemy.Select[Any]:

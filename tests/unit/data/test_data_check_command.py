@@ -4,16 +4,19 @@ import argparse
 import json
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cordon import new_file, signing
 from cordon.cli import data
+from cordon.data.vault import seal
 from cordon.errors import CordonError
 
 POLICY = """\
 version: cordon/site/v1
 site: hospital-e
-allow: {studies: [s], jobs: [oncology], models: [m], privacy_modes: [unsafe_plain], contracts: []}
+allow: {studies: [s], jobs: [oncology], models: [m], privacy_modes: [sealed], contracts: []}
 dp: {epsilon: 4.0, delta: 1.0e-5, unit: patient, adjacency: add_or_remove_one, min_noise: 0.5}
-data: {connector: csv, source: ../data/e.csv, mapping: mappings/wdbc-1.0.0.yml}
+data: {connector: csv, unsafe_source: ../data/e.csv, mapping: mappings/wdbc-1.0.0.yml}
 attestation: {policy: attestation.yml}
 """
 
@@ -91,3 +94,47 @@ def test_unreadable_input_exits_3(kit, repo_root):
 def test_missing_source_exits_1(kit, repo_root):
     (kit / "data" / "e.csv").unlink()
     assert check(kit, repo_root) == 1
+
+
+@pytest.fixture
+def vault_kit(kit):
+    """The same site with its data in a vault; the key lies beside the kit."""
+    policy = kit / "local" / "cordon.yml"
+    spki = signing.encode_spki(Ed25519PrivateKey.generate().public_key())
+    text = policy.read_text().replace("unsafe_source: ../data/e.csv", "vault: ../data/e.vault")
+    policy.write_text(text + f"broker: {{url: 'https://broker.example', spki: {spki}}}\n")
+    with open(kit / "data" / "e.csv", "rb") as file:
+        seal([("e.csv", file)], kit / "data" / "e.vault", b"k" * 32, chunk=4096)
+    (kit / "data" / "e.csv").unlink()
+    new_file.write(kit / "key", b"k" * 32)
+    return kit
+
+
+def test_a_vault_is_read_with_its_key(vault_kit, repo_root, capsys):
+    assert check(vault_kit, repo_root, "--key", str(vault_kit / "key")) == 0
+    out = capsys.readouterr().out
+    assert "newest version of the vault is not checked" in out
+    assert out.split("patients in")[1].split()[0] == "30"
+
+
+def test_a_vault_wants_its_key_and_a_plain_source_none(vault_kit, kit, repo_root):
+    assert check(vault_kit, repo_root) == 3
+    (vault_kit / "key").write_bytes(b"o" * 32)
+    assert check(vault_kit, repo_root, "--key", str(vault_kit / "key")) == 1
+    (vault_kit / "key").write_bytes(b"o" * 31)
+    assert check(vault_kit, repo_root, "--key", str(vault_kit / "key")) == 3
+    (kit / "local" / "cordon.yml").write_text(POLICY)
+    assert check(kit, repo_root, "--key", str(vault_kit / "key")) == 3
+
+
+def test_a_tampered_vault_exits_1_and_a_missing_one_3(vault_kit, repo_root):
+    (vault_kit / "key").write_bytes(b"k" * 32)
+    path = vault_kit / "data" / "e.vault"
+    data = bytearray(path.read_bytes())
+    data[6000] ^= 1
+    path.write_bytes(data)
+    assert check(vault_kit, repo_root, "--key", str(vault_kit / "key")) == 1
+    path.write_bytes(b"patient_id,x\n" * 100)
+    assert check(vault_kit, repo_root, "--key", str(vault_kit / "key")) == 3
+    path.unlink()
+    assert check(vault_kit, repo_root, "--key", str(vault_kit / "key")) == 3

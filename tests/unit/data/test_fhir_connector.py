@@ -12,7 +12,7 @@ from cordon.data.fhir import FhirOptions, scan
 from cordon.data.load import load_patients, read_source
 from cordon.data.omop import OmopOptions
 from cordon.data.omop import scan as scan_omop
-from cordon.data.source import MAX_LINE, Source
+from cordon.data.source import MAX_LINE, FolderSource
 from cordon.errors import MappingError, SourceError
 
 LOINC = "http://loinc.org"
@@ -25,7 +25,7 @@ def rewrite(path, change):
 def test_urn_uuid_references_resolve(contract, mappings, hospital):
     """Bundles refer by urn:uuid; a resolver that splits at '/' would silently find nobody."""
     source = hospital("fhir")
-    before = load_patients(contract, mappings["fhir"], "fhir", source).patients
+    before = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).patients
     uuid = {key: f"00000000-0000-4000-8000-{number:012d}" for number, key in enumerate(before.ids)}
 
     def rename(resource):
@@ -36,7 +36,7 @@ def test_urn_uuid_references_resolve(contract, mappings, hospital):
 
     for kind in ("Patient", "Observation", "Condition"):
         rewrite(source / f"{kind}.ndjson", rename)
-    after = load_patients(contract, mappings["fhir"], "fhir", source).patients
+    after = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).patients
     assert after.ids == tuple(sorted(uuid.values()))
     assert (after.x == before.x).all()
 
@@ -63,7 +63,7 @@ def test_references_that_lead_nowhere_are_counted(contract, mappings, hospital, 
     resource["subject"]["reference"] = reference
     lines[wanted] = json.dumps(resource)
     (source / "Observation.ndjson").write_text("\n".join(lines))
-    ledger = load_patients(contract, mappings["fhir"], "fhir", source).conservation
+    ledger = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).conservation
     assert ledger.rejected == {reason: 1, "patient_rejected": 30}
     assert ledger.examples[0].pointer == f"Observation.ndjson:{wanted + 1}"
 
@@ -72,7 +72,7 @@ def test_version_specific_reference_resolves(contract, mappings, hospital):
     source = hospital("fhir")
     text = (source / "Observation.ndjson").read_text().replace("Patient/HX-00000", "Patient/HX-00000/_history/2")
     (source / "Observation.ndjson").write_text(text)
-    assert len(load_patients(contract, mappings["fhir"], "fhir", source).patients.ids) == 30
+    assert len(load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).patients.ids) == 30
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_broken_lines_are_counted_not_fatal(contract, mappings, hospital, line):
     source = hospital("fhir")
     with open(source / "Observation.ndjson", "ab") as file:
         file.write(line + b"\n")
-    ledger = load_patients(contract, mappings["fhir"], "fhir", source).conservation
+    ledger = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).conservation
     assert ledger.rejected == {"unreadable": 1}
     assert ledger.patients.rows_out == 30
 
@@ -101,7 +101,7 @@ def test_broken_patient_and_condition_lines(contract, mappings, hospital):
     for kind in ("Patient", "Condition"):
         with open(source / f"{kind}.ndjson", "a") as file:
             file.write('{"resourceType":"Practitioner","id":"p"}\n{\n')
-    ledger = read_source(contract, mappings["fhir"], "fhir", source).conservation
+    ledger = read_source(contract, mappings["fhir"], "fhir", FolderSource(source)).conservation
     assert ledger.patients.rejected == {"unreadable": 2}
     assert ledger.rejected == {"unreadable": 2}
 
@@ -111,7 +111,7 @@ def test_an_endless_line_ends_the_reading(contract, mappings, hospital):
     with open(source / "Observation.ndjson", "ab") as file:
         file.write(b" " * (MAX_LINE + 2))
     with pytest.raises(SourceError, match="longer than"):
-        load_patients(contract, mappings["fhir"], "fhir", source)
+        load_patients(contract, mappings["fhir"], "fhir", FolderSource(source))
 
 
 def test_several_files_of_one_type_and_a_missing_type(contract, mappings, hospital):
@@ -120,10 +120,10 @@ def test_several_files_of_one_type_and_a_missing_type(contract, mappings, hospit
     (source / "Observation.ndjson").unlink()
     (source / "Observation.000.ndjson").write_text("".join(lines[:400]))
     (source / "Observation_1.ndjson").write_text("".join(lines[400:]))
-    assert len(load_patients(contract, mappings["fhir"], "fhir", source).patients.ids) == 30
+    assert len(load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).patients.ids) == 30
     (source / "Condition.ndjson").rename(source / "Conditions.ndjson")
     with pytest.raises(SourceError, match=r"no Condition\.ndjson"):
-        load_patients(contract, mappings["fhir"], "fhir", source)
+        load_patients(contract, mappings["fhir"], "fhir", FolderSource(source))
 
 
 def test_links_are_no_members(contract, mappings, hospital, tmp_path):
@@ -131,7 +131,7 @@ def test_links_are_no_members(contract, mappings, hospital, tmp_path):
     (source / "Patient.ndjson").rename(tmp_path / "elsewhere.ndjson")
     (source / "Patient.ndjson").symlink_to(tmp_path / "elsewhere.ndjson")
     with pytest.raises(SourceError, match=r"no Patient\.ndjson"):
-        load_patients(contract, mappings["fhir"], "fhir", source)
+        load_patients(contract, mappings["fhir"], "fhir", FolderSource(source))
 
 
 def test_members_cannot_leave_the_folder(tmp_path):
@@ -139,16 +139,16 @@ def test_members_cannot_leave_the_folder(tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("../secret", "/etc/hostname", "..", "."):
         with pytest.raises(SourceError):
-            Source(tmp_path / "in").open(name)
+            FolderSource(tmp_path / "in").open(name)
 
 
 def test_options_are_a_closed_set(contract, mappings, hospital):
     wrong = msgspec.structs.replace(mappings["fhir"], options={"code_system": "x", "eval": "1"})
     with pytest.raises(MappingError, match="eval"):
-        load_patients(contract, wrong, "fhir", hospital("fhir"))
+        load_patients(contract, wrong, "fhir", FolderSource(hospital("fhir")))
     wrong = msgspec.structs.replace(mappings["fhir"], patient="id")
     with pytest.raises(MappingError, match="subject"):
-        load_patients(contract, wrong, "fhir", hospital("csv").parent / "fhir")
+        load_patients(contract, wrong, "fhir", FolderSource(hospital("csv").parent / "fhir"))
 
 
 def test_real_bulk_data(vectors, tmp_path):
@@ -167,7 +167,7 @@ def test_real_bulk_data(vectors, tmp_path):
         features={},
         label=label,
     )
-    records = list(scan(Source(tmp_path), mapping, FhirOptions(code_system=LOINC)))
+    records = list(scan(FolderSource(tmp_path), mapping, FhirOptions(code_system=LOINC)))
     kinds = Counter(record.kind for record in records)
     assert kinds == {"patient": 100, "feature": 16315, "label": 639}
     assert not any(record.fault for record in records)
@@ -192,7 +192,7 @@ def test_real_omop_tables(vectors, tmp_path):
         features={},
         label=LabelField(source="condition_concept_id", positive=("372328",), negative=("43530622",)),
     )
-    records = list(scan_omop(Source(tmp_path), mapping, OmopOptions()))
+    records = list(scan_omop(FolderSource(tmp_path), mapping, OmopOptions()))
     assert Counter(record.kind for record in records) == {"patient": 28, "feature": 10040, "label": 470}
     assert not any(record.fault for record in records)
     assert sum(record.value == "" for record in records if record.kind == "feature") == 933

@@ -9,13 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cordon.data.load import load_patients
+from cordon.data.source import FolderSource
 from cordon.demo import samples, wdbc
 
 FORMS = ("fhir", "sql", "pdf", "omop", "csv")
 
 
 def test_five_forms_give_the_identical_tensor(contract, mappings, hospital):
-    loaded = {form: load_patients(contract, mappings[form], form, hospital(form, rows=60)) for form in FORMS}
+    loaded = {
+        form: load_patients(contract, mappings[form], form, FolderSource(hospital(form, rows=60))) for form in FORMS
+    }
     first = loaded["csv"].patients
     assert first.ids == tuple(sorted(samples.patient_ids("hospital-x", range(60))))
     for form, each in loaded.items():
@@ -26,7 +29,7 @@ def test_five_forms_give_the_identical_tensor(contract, mappings, hospital):
 
 
 def test_the_tensor_is_the_source_table_scaled_by_the_contract(contract, mappings, hospital):
-    patients = load_patients(contract, mappings["fhir"], "fhir", hospital("fhir")).patients
+    patients = load_patients(contract, mappings["fhir"], "fhir", FolderSource(hospital("fhir"))).patients
     center = np.array([feature.center for feature in contract.features])
     scale = np.array([feature.scale for feature in contract.features])
     table = wdbc.load()
@@ -52,7 +55,7 @@ def test_any_plausible_decimal_survives_every_form(contract, mappings, tmp_path_
     for form in FORMS:
         target = tmp_path_factory.mktemp(form) / "source"
         samples.write_hospital("hospital-x", form, target, table)
-        seen.append(load_patients(contract, mappings[form], form, target).patients.x)
+        seen.append(load_patients(contract, mappings[form], form, FolderSource(target)).patients.x)
     for form, x in zip(FORMS, seen, strict=True):
         np.testing.assert_array_equal(x, seen[0], err_msg=form)
 
@@ -63,7 +66,7 @@ def test_order_of_entries_does_not_matter(contract, mappings, tmp_path, form):
     loaded = []
     for seed in (1, 2):
         samples.write_hospital("hospital-x", form, tmp_path / f"{form}-{seed}", table, seed)
-        loaded.append(load_patients(contract, mappings[form], form, tmp_path / f"{form}-{seed}").patients)
+        loaded.append(load_patients(contract, mappings[form], form, FolderSource(tmp_path / f"{form}-{seed}")).patients)
     assert loaded[0].ids == loaded[1].ids
     np.testing.assert_array_equal(loaded[0].x, loaded[1].x)
 

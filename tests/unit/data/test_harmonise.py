@@ -13,6 +13,7 @@ from cordon.data.harmonise import check_mapping, harmonise, judge
 from cordon.data.ledger import Balance, Conservation
 from cordon.data.load import load_patients
 from cordon.data.records import REASONS, Options, Record
+from cordon.data.source import FolderSource
 from cordon.errors import DataError, MappingError, RowsRejected
 
 
@@ -178,9 +179,11 @@ def test_scale_that_overflows_is_an_error():
 def test_mappings_that_do_not_fit(change, match, tmp_path):
     check_mapping(CONTRACT, MAPPING, "csv")
     with pytest.raises(MappingError, match=match):
-        load_patients(CONTRACT, msgspec.structs.replace(MAPPING, **change), "csv", tmp_path / "never-opened")
+        load_patients(
+            CONTRACT, msgspec.structs.replace(MAPPING, **change), "csv", FolderSource(tmp_path / "never-opened")
+        )
 
 
 def test_unknown_connector(tmp_path):
     with pytest.raises(MappingError, match="no connector 'xlsx'; there are csv, fhir"):
-        load_patients(CONTRACT, MAPPING, "xlsx", tmp_path)
+        load_patients(CONTRACT, MAPPING, "xlsx", FolderSource(tmp_path))

@@ -6,7 +6,7 @@ from reportlab.pdfgen.canvas import Canvas
 from cordon.data import pdf
 from cordon.data.load import load_patients, read_source
 from cordon.data.pdf import PdfOptions, scan
-from cordon.data.source import Source
+from cordon.data.source import FolderSource
 from cordon.errors import SourceError
 
 NAME = "HX-00000.pdf"
@@ -25,7 +25,7 @@ def report(path, lines, pages=1):
 def test_a_truncated_report_is_rejected_whole(contract, mappings, hospital, keep):
     source = hospital("pdf")
     (source / NAME).write_bytes((source / NAME).read_bytes()[:keep])
-    ledger = load_patients(contract, mappings["pdf"], "pdf", source).conservation
+    ledger = load_patients(contract, mappings["pdf"], "pdf", FolderSource(source)).conservation
     assert ledger.patients.rejected == {"unreadable": 1}
     assert ledger.patients.rows_out == 29
     assert ledger.examples[0].pointer == NAME
@@ -35,7 +35,7 @@ def test_damage_in_the_middle_does_not_give_a_patient(contract, mappings, hospit
     source = hospital("pdf")
     data = (source / NAME).read_bytes()
     (source / NAME).write_bytes(data[:300] + b"\x00" * (len(data) - 400) + data[-100:])
-    ledger = load_patients(contract, mappings["pdf"], "pdf", source).conservation
+    ledger = load_patients(contract, mappings["pdf"], "pdf", FolderSource(source)).conservation
     assert ledger.patients.rows_out == 29
     assert ledger.patients.rejected.total() == 1
 
@@ -43,21 +43,21 @@ def test_damage_in_the_middle_does_not_give_a_patient(contract, mappings, hospit
 def test_oversize_is_rejected_before_parsing(contract, mappings, hospital, monkeypatch):
     source = hospital("pdf")
     (source / NAME).write_bytes(b"%PDF-1.4" + b" " * pdf.MAX_BYTES + b"%%EOF")
-    ledger = load_patients(contract, mappings["pdf"], "pdf", source).conservation
+    ledger = load_patients(contract, mappings["pdf"], "pdf", FolderSource(source)).conservation
     assert ledger.patients.rejected == {"too_large": 1}
 
 
 def test_too_many_pages(contract, mappings, hospital):
     source = hospital("pdf")
     report(source / NAME, ["Patient ID: HX-00000"], pages=pdf.MAX_PAGES + 1)
-    ledger = load_patients(contract, mappings["pdf"], "pdf", source).conservation
+    ledger = load_patients(contract, mappings["pdf"], "pdf", FolderSource(source)).conservation
     assert ledger.patients.rejected == {"too_large": 1}
 
 
 def test_two_patients_in_one_report_are_nobody(contract, mappings, hospital):
     source = hospital("pdf")
     report(source / NAME, ["Patient ID: HX-00000", "Patient ID: HX-00001", "Mean radius: 10 µm"])
-    ledger = load_patients(contract, mappings["pdf"], "pdf", source).conservation
+    ledger = load_patients(contract, mappings["pdf"], "pdf", FolderSource(source)).conservation
     assert ledger.patients.rejected == {"no_patient": 1}
     assert ledger.rejected == {"no_patient": 1}
 
@@ -65,7 +65,7 @@ def test_two_patients_in_one_report_are_nobody(contract, mappings, hospital):
 def test_a_patient_in_two_reports(contract, mappings, hospital):
     source = hospital("pdf")
     (source / "copy.pdf").write_bytes((source / NAME).read_bytes())
-    ledger = load_patients(contract, mappings["pdf"], "pdf", source).conservation
+    ledger = load_patients(contract, mappings["pdf"], "pdf", FolderSource(source)).conservation
     assert ledger.patients.rejected == {"duplicate": 1}
     assert ledger.rejected == {"duplicate": 31}
 
@@ -85,7 +85,7 @@ def test_a_patient_in_two_reports(contract, mappings, hospital):
 )
 def test_lines_outside_the_grammar(contract, mappings, tmp_path, line, reason):
     report(tmp_path / NAME, ["Patient ID: HX-00000", line])
-    ledger = read_source(contract, mappings["pdf"], "pdf", tmp_path).conservation
+    ledger = read_source(contract, mappings["pdf"], "pdf", FolderSource(tmp_path)).conservation
     assert ledger.rejected == {reason: 1}
     assert ledger.examples[0].pointer == f"{NAME}:p1:2"
 
@@ -94,20 +94,20 @@ def test_free_text_is_set_aside_and_counted(mappings, tmp_path):
     report(
         tmp_path / NAME, ["Patient ID: HX-00000", "Mean radius was hard to see", "Note: see slide 4", "Remark: none"]
     )
-    records = list(scan(Source(tmp_path), mappings["pdf"], PdfOptions()))
+    records = list(scan(FolderSource(tmp_path), mappings["pdf"], PdfOptions()))
     assert [record.filtered for record in records] == ["", "text_line", "text_line", "text_line", "text_line"]
 
 
 def test_a_label_must_start_the_line(contract, mappings, tmp_path):
     """A value in the middle of a sentence must not be taken for a measurement."""
     report(tmp_path / NAME, ["Patient ID: HX-00000", "Not the Mean radius: 10 µm", "see Diagnosis: malignant"])
-    ledger = read_source(contract, mappings["pdf"], "pdf", tmp_path).conservation
+    ledger = read_source(contract, mappings["pdf"], "pdf", FolderSource(tmp_path)).conservation
     assert ledger.rejected == {"unknown_code": 1}
     assert ledger.patients.rejected == {"missing_feature": 1}
 
 
 def test_no_reports(contract, mappings, tmp_path):
     with pytest.raises(SourceError, match=r"no \.pdf file"):
-        load_patients(contract, mappings["pdf"], "pdf", tmp_path)
+        load_patients(contract, mappings["pdf"], "pdf", FolderSource(tmp_path))
     with pytest.raises(SourceError, match="cannot be read"):
-        load_patients(contract, mappings["pdf"], "pdf", tmp_path / "missing")
+        load_patients(contract, mappings["pdf"], "pdf", FolderSource(tmp_path / "missing"))

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cordon.data.load import load_patients, read_source
+from cordon.data.source import FolderSource
 from cordon.errors import DataError, RowsRejected
 
 FIRST = "HX-00000"
@@ -104,7 +105,7 @@ def test_non_finite_is_answered_with_pointer_and_column(contract, mappings, hosp
         raw = float("inf")  # a REAL cell, as a broken import leaves it
     set_value(form, source, raw)
     with pytest.raises(DataError, match="mean_radius") as caught:
-        load_patients(contract, mappings[form], form, source)
+        load_patients(contract, mappings[form], form, FolderSource(source))
     assert caught.value.code == "data_not_finite"
     pointer = {"fhir": "Observation.ndjson:", "sql": "messwerte:", "omop": "measurement.csv:", "csv": "csv:"}
     assert pointer.get(form, f"{FIRST}.pdf:p1:") in str(caught.value)
@@ -127,7 +128,7 @@ def test_bad_number_rejects_the_value_and_its_patient(contract, mappings, hospit
         raw, reason = f'"{raw}"', "unreadable"  # a string where FHIR wants a number
     source = hospital(form)
     set_value(form, source, raw)
-    loaded = load_patients(contract, mappings[form], form, source)
+    loaded = load_patients(contract, mappings[form], form, FolderSource(source))
     assert FIRST not in loaded.patients.ids
     assert loaded.patients.x.shape == (29, 30)
     rows, patients = loaded.conservation.rows, loaded.conservation.patients
@@ -150,9 +151,9 @@ def test_no_value_is_ever_said(contract, mappings, hospital, tmp_path_factory, n
             **{**{n: getattr(contract, n) for n in contract.__struct_fields__}, "max_rejected": 0.0}
         )
         with pytest.raises(RowsRejected) as caught:
-            load_patients(strict, mappings[form], form, source)
+            load_patients(strict, mappings[form], form, FolderSource(source))
         assert str(number) not in texts(caught.value)
-        ledger = read_source(contract, mappings[form], form, source).conservation
+        ledger = read_source(contract, mappings[form], form, FolderSource(source)).conservation
         assert str(number) not in repr(ledger) + json.dumps(ledger.to_dict())
         assert any(example.column == "mean_radius" or form == "fhir" for example in ledger.examples)
     finally:
@@ -168,9 +169,9 @@ def test_more_rejected_patients_than_the_contract_allows(contract, mappings, hos
 
     edit_csv(source, blank_three)
     with pytest.raises(RowsRejected, match=r"3 of 30 patients rejected.*5\.0%.*missing_feature 3") as caught:
-        load_patients(contract, mappings["csv"], "csv", source)
+        load_patients(contract, mappings["csv"], "csv", FolderSource(source))
     assert caught.value.code == "data_rows_rejected"
-    assert read_source(contract, mappings["csv"], "csv", source).patients.x.shape == (27, 30)
+    assert read_source(contract, mappings["csv"], "csv", FolderSource(source)).patients.x.shape == (27, 30)
 
 
 def test_swapped_columns_are_out_of_range(contract, mappings, hospital):
@@ -182,8 +183,8 @@ def test_swapped_columns_are_out_of_range(contract, mappings, hospital):
 
     edit_csv(source, swap)
     with pytest.raises(RowsRejected, match="no usable patient of 30"):
-        load_patients(contract, mappings["csv"], "csv", source)
-    ledger = read_source(contract, mappings["csv"], "csv", source).conservation
+        load_patients(contract, mappings["csv"], "csv", FolderSource(source))
+    ledger = read_source(contract, mappings["csv"], "csv", FolderSource(source)).conservation
     assert ledger.rows.rejected["out_of_range"] == 30  # a radius of an area's size; the area itself may pass
 
 
@@ -199,26 +200,29 @@ def test_swapped_columns_are_out_of_range(contract, mappings, hospital):
 def test_wrong_unit_in_fhir(contract, mappings, hospital, unit, reason):
     source = hospital("fhir")
     edit_ndjson(source / "Observation.ndjson", lambda all_: one(all_)["valueQuantity"].update(code=unit))
-    loaded = load_patients(contract, mappings["fhir"], "fhir", source)
+    loaded = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source))
     assert loaded.conservation.rejected == {reason: 1, "patient_rejected": 30}
 
 
 def test_a_unit_of_another_system_is_no_ucum_code(contract, mappings, hospital):
     source = hospital("fhir")
     edit_ndjson(source / "Observation.ndjson", lambda all_: one(all_)["valueQuantity"].update(system="urn:local"))
-    assert load_patients(contract, mappings["fhir"], "fhir", source).conservation.rejected["unit_unknown"] == 1
+    assert (
+        load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).conservation.rejected["unit_unknown"]
+        == 1
+    )
 
 
 def test_another_convertible_unit_gives_the_same_tensor(contract, mappings, hospital):
     source = hospital("fhir")
-    before = load_patients(contract, mappings["fhir"], "fhir", source).patients
+    before = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).patients
 
     def to_millimetres(resources):
         quantity = one(resources)["valueQuantity"]
         quantity.update(value=quantity["value"] / 1000, code="mm", unit="mm")
 
     edit_ndjson(source / "Observation.ndjson", to_millimetres)
-    after = load_patients(contract, mappings["fhir"], "fhir", source).patients
+    after = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).patients
     np.testing.assert_array_equal(before.x, after.x)
 
 
@@ -232,17 +236,17 @@ def test_wrong_unit_in_a_report_and_in_omop(contract, mappings, hospital):
             if r["measurement_concept_id"] == "2000000104"  # mean_area
         ).update(unit_source_value="um"),
     )
-    loaded = load_patients(contract, mappings["omop"], "omop", source)
+    loaded = load_patients(contract, mappings["omop"], "omop", FolderSource(source))
     assert loaded.conservation.rejected == {"unit_not_convertible": 1, "patient_rejected": 30}
 
 
 def test_entered_in_error_is_filtered_and_counted(contract, mappings, hospital):
     source = hospital("fhir")
-    before = read_source(contract, mappings["fhir"], "fhir", source).conservation.rows.filtered[
+    before = read_source(contract, mappings["fhir"], "fhir", FolderSource(source)).conservation.rows.filtered[
         "status:entered-in-error"
     ]
     edit_ndjson(source / "Observation.ndjson", lambda all_: one(all_).update(status="entered-in-error"))
-    loaded = load_patients(contract, mappings["fhir"], "fhir", source)
+    loaded = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source))
     assert loaded.conservation.rows.filtered["status:entered-in-error"] == before + 1
     assert loaded.conservation.patients.rejected == {"missing_feature": 1}
 
@@ -257,15 +261,20 @@ def test_a_bound_is_no_number(contract, mappings, hospital):
         ),
     )
     for form, source in (("fhir", fhir), ("omop", omop)):
-        assert load_patients(contract, mappings[form], form, source).conservation.rejected["unparsable_number"] == 1
+        assert (
+            load_patients(contract, mappings[form], form, FolderSource(source)).conservation.rejected[
+                "unparsable_number"
+            ]
+            == 1
+        )
 
 
 def test_exact_duplicates_are_counted_once_and_harmless(contract, mappings, hospital):
     source = hospital("fhir")
-    before = load_patients(contract, mappings["fhir"], "fhir", source).patients
+    before = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).patients
     edit_ndjson(source / "Observation.ndjson", lambda all_: all_.append(one(all_)))
     edit_ndjson(source / "Condition.ndjson", lambda all_: all_.append(all_[0]))
-    loaded = load_patients(contract, mappings["fhir"], "fhir", source)
+    loaded = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source))
     assert loaded.conservation.rejected == {"duplicate": 2}
     np.testing.assert_array_equal(before.x, loaded.patients.x)
 
@@ -279,7 +288,7 @@ def test_two_different_values_use_neither(contract, mappings, hospital):
         resources += [twin, twin]
 
     edit_ndjson(source / "Observation.ndjson", other_value)
-    loaded = load_patients(contract, mappings["fhir"], "fhir", source)
+    loaded = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source))
     assert loaded.conservation.rejected == {"conflicting_value": 3, "patient_rejected": 30}
     assert FIRST not in loaded.patients.ids
 
@@ -295,7 +304,7 @@ def test_conflicting_and_missing_label(contract, mappings, hospital):
         resources[1]["code"]["coding"][0]["code"] = "J45"
 
     edit_ndjson(source / "Condition.ndjson", conflict)
-    loaded = load_patients(contract, mappings["fhir"], "fhir", source)
+    loaded = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source))
     assert loaded.conservation.patients.rejected == {"conflicting_label": 1, "missing_label": 1}
     assert loaded.conservation.rejected["conflicting_label"] == 2
     assert loaded.conservation.rows.filtered["other_condition"] == 1
@@ -304,7 +313,7 @@ def test_conflicting_and_missing_label(contract, mappings, hospital):
 def test_same_patient_twice_is_one_patient(contract, mappings, hospital):
     source = hospital("csv")
     edit_csv(source, lambda rows: rows.append(rows[0]))
-    loaded = load_patients(contract, mappings["csv"], "csv", source)
+    loaded = load_patients(contract, mappings["csv"], "csv", FolderSource(source))
     assert loaded.conservation.patients.rejected == {"duplicate": 1}
     assert loaded.conservation.rejected == {"duplicate": 31}
     assert len(loaded.patients.ids) == len(set(loaded.patients.ids)) == 30
@@ -313,7 +322,7 @@ def test_same_patient_twice_is_one_patient(contract, mappings, hospital):
 def test_patient_keys_that_are_missing(contract, mappings, hospital):
     source = hospital("csv")
     edit_csv(source, lambda rows: rows[0].update(patient_id=" "))
-    loaded = load_patients(contract, mappings["csv"], "csv", source)
+    loaded = load_patients(contract, mappings["csv"], "csv", FolderSource(source))
     assert loaded.conservation.patients.rejected == {"no_patient": 1}
     assert loaded.conservation.rejected == {"no_patient": 31}
 
@@ -321,6 +330,6 @@ def test_patient_keys_that_are_missing(contract, mappings, hospital):
 def test_unmapped_code_of_the_study_system_is_unknown(contract, mappings, hospital):
     source = hospital("fhir")
     edit_ndjson(source / "Observation.ndjson", lambda all_: one(all_)["code"]["coding"][0].update(code="mean_radios"))
-    ledger = load_patients(contract, mappings["fhir"], "fhir", source).conservation
+    ledger = load_patients(contract, mappings["fhir"], "fhir", FolderSource(source)).conservation
     assert ledger.rejected["unknown_code"] == 1
     assert any(example.column == "mean_radios" for example in ledger.examples)

@@ -6,6 +6,7 @@ import pytest
 
 from cordon.data.load import load_patients, read_source
 from cordon.data.reference import read_reference
+from cordon.data.source import FolderSource
 from cordon.demo import samples, wdbc
 from cordon.errors import DataError, MappingError, RowsRejected, SourceError
 
@@ -14,7 +15,7 @@ def test_missing_column_names_it(contract, mappings, hospital):
     source = hospital("csv")
     source.write_text(source.read_text().replace("worst_area", "worst_aera"))
     with pytest.raises(MappingError, match="worst_area"):
-        load_patients(contract, mappings["csv"], "csv", source)
+        load_patients(contract, mappings["csv"], "csv", FolderSource(source))
 
 
 @pytest.mark.parametrize(
@@ -31,41 +32,41 @@ def test_broken_files(contract, mappings, hospital, change, match):
     source = hospital("csv")
     source.write_bytes(change(source.read_bytes()))
     with pytest.raises(SourceError, match=match):
-        load_patients(contract, mappings["csv"], "csv", source)
+        load_patients(contract, mappings["csv"], "csv", FolderSource(source))
 
 
 def test_rows_of_another_width_are_counted(contract, mappings, hospital):
     source = hospital("csv")
     source.write_text(source.read_text() + "HX-00099,1,2\n\n")
-    ledger = load_patients(contract, mappings["csv"], "csv", source).conservation
+    ledger = load_patients(contract, mappings["csv"], "csv", FolderSource(source)).conservation
     assert ledger.patients.rejected == {"unreadable": 1}
     assert ledger.examples[0].pointer == "csv:32"
 
 
 def test_byte_order_mark_semicolons_and_decimal_commas(contract, mappings, hospital):
     source = hospital("csv")
-    before = load_patients(contract, mappings["csv"], "csv", source).patients
+    before = load_patients(contract, mappings["csv"], "csv", FolderSource(source)).patients
     text = source.read_text().replace(",", ";").replace(".", ",")
     source.write_text(text, encoding="utf-8-sig")
     features = [feature.id for feature in contract.features]
     mapping = msgspec.structs.replace(mappings["csv"], options={"delimiter": ";", "decimal_comma": features})
-    np.testing.assert_array_equal(load_patients(contract, mapping, "csv", source).patients.x, before.x)
+    np.testing.assert_array_equal(load_patients(contract, mapping, "csv", FolderSource(source)).patients.x, before.x)
     undeclared = msgspec.structs.replace(mappings["csv"], options={"delimiter": ";"})
     with pytest.raises(RowsRejected, match="no usable patient"):
-        load_patients(contract, undeclared, "csv", source)
+        load_patients(contract, undeclared, "csv", FolderSource(source))
 
 
 def test_decimal_comma_must_name_a_source(contract, mappings, hospital):
     mapping = msgspec.structs.replace(mappings["csv"], options={"decimal_comma": ["mean_radios"]})
     with pytest.raises(MappingError, match="mean_radios"):
-        load_patients(contract, mapping, "csv", hospital("csv"))
+        load_patients(contract, mapping, "csv", FolderSource(hospital("csv")))
 
 
 def test_empty_table(contract, mappings, hospital):
     source = hospital("csv")
     source.write_text(source.read_text().splitlines()[0] + "\n")
     with pytest.raises(RowsRejected, match="no usable patient of 0"):
-        load_patients(contract, mappings["csv"], "csv", source)
+        load_patients(contract, mappings["csv"], "csv", FolderSource(source))
 
 
 def test_omop_person_twice_and_stranger(contract, mappings, hospital):
@@ -77,7 +78,7 @@ def test_omop_person_twice_and_stranger(contract, mappings, hospital):
     stranger[1] = "99999999"
     nobody = [*stranger[:1], "", *stranger[2:]]
     (source / "measurement.csv").write_text(measurement + ",".join(stranger) + "\n" + ",".join(nobody) + "\n")
-    ledger = load_patients(contract, mappings["omop"], "omop", source).conservation
+    ledger = load_patients(contract, mappings["omop"], "omop", FolderSource(source)).conservation
     assert ledger.patients.rejected == {"duplicate": 1}
     assert ledger.rejected == {"unresolved_reference": 1, "no_patient": 1}
 
@@ -89,7 +90,7 @@ def test_omop_local_concept_without_mapping_is_unknown_standard_ones_are_set_asi
     (source / "measurement.csv").write_text(
         text + line.replace("2000000101", "2000000999") + "\n" + line.replace("2000000101", "3025315") + "\n"
     )
-    ledger = load_patients(contract, mappings["omop"], "omop", source).conservation
+    ledger = load_patients(contract, mappings["omop"], "omop", FolderSource(source)).conservation
     assert ledger.rejected == {"unknown_code": 1}
     assert ledger.rows.filtered == {"other_concept": 31}
 
@@ -99,7 +100,7 @@ def test_omop_type_filter_is_declared(contract, mappings, hospital):
     text = (source / "measurement.csv").read_text().replace(",32817,", ",32865,", 1)  # 1 row from another provenance
     (source / "measurement.csv").write_text(text)
     mapping = msgspec.structs.replace(mappings["omop"], options={"filter_types": ["32865"]})
-    assert read_source(contract, mapping, "omop", source).conservation.rows.filtered["type:32865"] == 1
+    assert read_source(contract, mapping, "omop", FolderSource(source)).conservation.rows.filtered["type:32865"] == 1
 
 
 @pytest.mark.parametrize("table", ["person", "measurement", "condition_occurrence"])
@@ -107,7 +108,7 @@ def test_omop_table_missing(contract, mappings, hospital, table):
     source = hospital("omop")
     (source / f"{table}.csv").unlink()
     with pytest.raises(SourceError, match=table):
-        load_patients(contract, mappings["omop"], "omop", source)
+        load_patients(contract, mappings["omop"], "omop", FolderSource(source))
 
 
 def test_omop_names_outside_the_model(contract, mappings, hospital):
@@ -122,7 +123,7 @@ def test_omop_names_outside_the_model(contract, mappings, hospital):
                 contract,
                 wrong,
                 "omop",
-                hospital("omop") if wrong.patient == "year_of_birth" else hospital("csv").parent / "omop",
+                FolderSource(hospital("omop") if wrong.patient == "year_of_birth" else hospital("csv").parent / "omop"),
             )
 
 
