@@ -6,10 +6,14 @@
     |-- ConfigError                3   a file or an argument does not fit its schema
     |-- DataError                  1   patient data cannot be used as the contract asks
     |   |-- SourceError                the source cannot be opened or read
+    |   |   `-- VaultError               an encrypted vault does not open, was changed, or is not the version wanted
     |   |-- MappingError               the mapping does not cover the contract, or is not confirmed
     |   `-- RowsRejected               more rows rejected than the contract allows
     |-- SignatureError             1   a signature, a signer or a digest is wrong
     |-- AttestError                1   evidence does not show what the policy asks; lists every failed check
+    |-- SealError                  1   sealed bytes do not open: another key, another use, or changed
+    |-- Refused                    4   the key broker releases nothing; carries a stable reason code
+    |-- BrokerUnavailable          2   the key broker did not answer, so nothing is known of the key
     |-- PrivacyError               4   the differential privacy budget or its mechanism forbids the step
     |-- PolicyRefused              4   the site's policy or the study contract forbids what a job asks
     |-- UpdateRejected             1   one update breaks a public rule; carries a stable reason code
@@ -21,6 +25,9 @@ Messages say what was wanted, what came and where; they never hold a patient's v
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class CordonError(Exception):
@@ -55,6 +62,20 @@ class SourceError(DataError):
     code = "data_source"
 
 
+class VaultError(SourceError):
+    """An encrypted vault does not open, was changed, or is not the version wanted.
+
+    ``reason`` is stable (``cordon.data.vault``); ``code`` is what may leave the site and says no more than "vault".
+    """
+
+    code = "data_vault"
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}")
+
+
 class MappingError(DataError):
     """The mapping does not cover the contract or is not confirmed by the steward."""
 
@@ -81,6 +102,34 @@ class AttestError(CordonError):
     def __init__(self, failures: list[tuple[str, str]]) -> None:
         self.failures = failures
         super().__init__("; ".join(f"{code}: {detail}" for code, detail in failures))
+
+
+class SealError(CordonError):
+    """Sealed bytes do not open."""
+
+
+class Refused(CordonError):
+    """The key broker releases nothing.
+
+    Args:
+        code: stable reason, one of ``cordon.broker.gate.REASONS``.
+        detail: what was wanted and what came; never a key and nothing about a patient.
+        receipt: the broker's signed receipt of this decision, where one was made.
+    """
+
+    exit_code = 4
+
+    def __init__(self, code: str, detail: str, receipt: Mapping[str, Any] | None = None) -> None:
+        self.code = code
+        self.detail = detail
+        self.receipt = receipt
+        super().__init__(f"{code}: {detail}")
+
+
+class BrokerUnavailable(CordonError):
+    """The key broker did not answer, or not as itself."""
+
+    exit_code = 2
 
 
 class PrivacyError(CordonError):

@@ -72,7 +72,7 @@ class DPPlan(Document, frozen=True, kw_only=True):
 class ControllerArgs(Document, frozen=True, kw_only=True):
     """What the coordinator does. ``buffer`` = distinct sites per model version."""
 
-    privacy: Literal["unsafe_plain"]
+    privacy: Literal["sealed"]
     rule: Literal["weighted_mean", "trimmed_mean"]
     server_opt: ServerOpt
     buffer: Annotated[int, Meta(ge=3, le=1000)]

@@ -15,6 +15,7 @@ from msgspec import Meta
 from cordon import documents
 from cordon.documents import Document
 from cordon.errors import ConfigError
+from cordon.sealing import KEM_BYTES, decode_kem_key
 from cordon.signing import PublicKey, decode_spki
 
 SCHEMA = "cordon/study/v1"
@@ -23,6 +24,10 @@ Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Spki = Annotated[str, Meta(min_length=40, max_length=2048)]
 """Base64 DER SubjectPublicKeyInfo."""
+
+
+KemPublicKey = Annotated[bytes, Meta(min_length=KEM_BYTES, max_length=KEM_BYTES)]
+"""Base64 of ML-KEM-768 encapsulation key || X25519 public key (``cordon.sealing``)."""
 
 
 class Hospital(Document, frozen=True, kw_only=True):
@@ -46,6 +51,13 @@ class Hospital(Document, frozen=True, kw_only=True):
     def steward_key(self) -> PublicKey:
         return decode_spki(self.steward_spki)
 
+    @property
+    def broker_key(self) -> PublicKey:
+        """Of the hospital's key broker: signs leases, receipts and ledger heads."""
+        if self.broker_spki is None:
+            raise ConfigError(f"the study contract names no broker_spki for {self.name}")
+        return decode_spki(self.broker_spki)
+
 
 class Coordinator(Document, frozen=True, kw_only=True):
     """The server: its FLARE name (CN of its certificate) and mTLS key."""
@@ -64,6 +76,24 @@ class Evaluation(Document, frozen=True, kw_only=True):
     kind: Literal["none", "public", "consented"]
     name: str = ""
     sha256: Sha256 | None = None
+
+
+class ReleaseRight(Document, frozen=True, kw_only=True):
+    """Who may open the study's models at rest (``cordon model open``): ``persons`` of the ``holders`` together."""
+
+    holders: Annotated[dict[Name, KemPublicKey], Meta(min_length=1, max_length=16)]
+    persons: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        if len(self.holders) < self.persons:
+            raise ValueError(f"release wants {self.persons} persons and names {len(self.holders)} holders")
+        if len(set(self.holders.values())) != len(self.holders):
+            raise ValueError("two holders of the release right share a key")
+        for name, key in self.holders.items():
+            try:
+                decode_kem_key(key)
+            except ConfigError as error:
+                raise ValueError(f"release key of {name}: {error}") from error
 
 
 class StudyContract(Document, frozen=True, kw_only=True):
@@ -85,6 +115,7 @@ class StudyContract(Document, frozen=True, kw_only=True):
     jobs: tuple[Name, ...]
     time_grid_s: Annotated[float, Meta(ge=0)]
     evaluation: Evaluation
+    release: ReleaseRight | None = None
 
     def __post_init__(self) -> None:
         names = [hospital.name for hospital in self.roster] + [self.coordinator.name]

@@ -5,13 +5,17 @@ import math
 import msgspec
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cordon import documents
 from cordon.dp.accounting import epsilon
 from cordon.errors import ConfigError, PolicyRefused
 from cordon.job import from_folder
 from cordon.messages import DPEvent
+from cordon.signing import encode_spki
 from cordon.site.policy import SitePolicy, judge
+
+BROKER = {"url": "https://127.0.0.1:8004", "spki": encode_spki(Ed25519PrivateKey.generate().public_key())}
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +28,14 @@ def job(repo_root):
 def tree(job, repo_root):
     tree = documents.load(repo_root / "provisioning" / "poc" / "hospital-a.yml", dict)
     tree["allow"]["contracts"] = [job.contract_digest]
+    tree["broker"] = BROKER
     return tree
 
 
 class Study:
     """What judge reads of a study contract."""
 
-    study, profile, jobs, models = "wdbc-poc", "poc", ("oncology",), ("FullyConnectedNet",)
+    study, profile, jobs, models, release = "wdbc-poc", "poc", ("oncology",), ("FullyConnectedNet",), object()
 
     def __init__(self, job):
         self.contracts = (job.contract_digest,)
@@ -76,7 +81,7 @@ def test_epsilon_over_the_policy_is_refused_with_both_figures(tree, agreed, job)
         ("allow", {"jobs": ["onco"]}, "job_not_allowed"),
         ("allow", {"models": []}, "model_not_allowed"),
         ("allow", {"contracts": ["0" * 64]}, "contract_not_allowed"),
-        ("allow", {"privacy_modes": ["sealed"]}, "privacy_mode_not_allowed"),
+        ("allow", {"privacy_modes": ["masked"]}, "privacy_mode_not_allowed"),
         ("dp", {"epsilon": 3.0}, "epsilon_over_policy"),
         ("dp", {"min_noise": 100.0}, "noise_under_policy"),
         ("caps", {"max_rounds": 1}, "rounds_over_cap"),
@@ -96,11 +101,41 @@ def test_each_limit_of_the_study_holds(tree, agreed, job, field, code):
     assert _codes(_policy(tree), agreed, job) == [code]
 
 
-def test_unsafe_things_stop_at_poc(tree, agreed, job):
+@pytest.mark.parametrize("unsafe", ["unsafe_poc", "unsafe_source"])
+def test_unsafe_things_stop_at_poc(tree, agreed, job, unsafe):
+    if unsafe == "unsafe_poc":
+        tree["unsafe_poc"] = {"flip_labels": True}
+    else:
+        tree["data"]["unsafe_source"] = tree["data"].pop("vault")
+        del tree["broker"]
+    assert judge(_policy(tree), agreed, job, 3.5) is None
     agreed.profile = "production"
     assert _codes(_policy(tree), agreed, job) == ["unsafe_outside_poc"]
-    tree["unsafe_poc"] = {"flip_labels": True}
-    assert _codes(_policy(tree), agreed, job) == ["unsafe_outside_poc", "unsafe_outside_poc"]
+
+
+def test_a_sealed_job_wants_somebody_who_may_open_its_model(tree, agreed, job):
+    agreed.release = None
+    assert _codes(_policy(tree), agreed, job) == ["no_release_right"]
+
+
+def test_a_vault_and_the_broker_that_keeps_its_key_belong_together(tree):
+    without = {key: value for key, value in tree.items() if key != "broker"}
+    with pytest.raises(ConfigError, match="a vault wants a broker"):
+        _policy(without)
+    plain = {**tree, "data": {**tree["data"], "unsafe_source": "../data/plain"}}
+    with pytest.raises(ConfigError, match="either a vault or an unsafe_source"):
+        _policy(plain)
+    del plain["data"]["vault"]
+    with pytest.raises(ConfigError, match="a vault wants a broker"):
+        _policy(plain)
+    assert _policy({**without, "data": plain["data"]}).broker is None
+
+
+@pytest.mark.parametrize("url", ["http://broker:8004", "https://broker:8004/x", "https://a@b", "https://b:8004\n"])
+def test_a_broker_is_an_https_address_and_nothing_else(tree, url):
+    tree["broker"] = {**BROKER, "url": url}
+    with pytest.raises(ConfigError, match="broker"):
+        _policy(tree)
 
 
 def test_all_misses_come_together(tree, agreed, job):
@@ -142,8 +177,9 @@ def test_shipped_templates_fit(repo_root, job):
     for path in sorted((repo_root / "provisioning" / "poc").glob("hospital-*.yml")):
         tree = documents.load(path, dict)
         tree["allow"]["contracts"] = [job.contract_digest]
-        policy = _policy(tree)
+        policy = _policy({**tree, "broker": BROKER})
         assert policy.site == path.stem
+        assert policy.data.unsafe_source is None
         assert not policy.egress.log_streaming
         sites[policy.site] = policy
     assert {policy.data.connector for policy in sites.values()} == {"fhir", "sql", "pdf", "omop", "csv"}
@@ -157,4 +193,4 @@ def test_shipped_templates_fit(repo_root, job):
 
 def test_paths_resolve_against_the_policy(tree, tmp_path):
     policy = _policy(tree)
-    assert policy.resolve(tmp_path / "local", policy.data.source) == tmp_path / "data" / "fhir"
+    assert policy.resolve(tmp_path / "local", "../data/x.vault") == tmp_path / "data" / "x.vault"

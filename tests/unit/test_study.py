@@ -1,5 +1,6 @@
 """The study contract: strict, and signed by everybody in it."""
 
+import base64
 from datetime import UTC, datetime
 
 import pytest
@@ -8,11 +9,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cordon import documents, study
 from cordon.errors import ConfigError, SignatureError
+from cordon.sealing import KEM_BYTES, KemKey
 from cordon.signing import encode_spki, spki_digest
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NAMES = ("hospital-a", "hospital-b", "hospital-c")
 KEYS = {name: Ed25519PrivateKey.generate() for name in (*NAMES, *(f"{n}.mtls" for n in NAMES), "server")}
+KEM = [base64.b64encode(KemKey.generate().public_bytes).decode() for _ in range(2)]
 
 
 def _spki(name):
@@ -69,11 +72,31 @@ def test_declared_weights_are_used(tree):
         {"time_grid_s": -1},
         {"profile": "production", "time_grid_s": 0},
         {"evaluation": {"kind": "private"}},
+        {"release": {"holders": {}}},
+        {"release": {"holders": {"lead": "AAAA"}}},
+        {"release": {"holders": {"lead": KEM[0]}, "persons": 2}},
+        {"release": {"holders": {"lead": KEM[0], "auditor": KEM[1]}, "persons": 3}},
+        {"release": {"holders": {"lead": KEM[0], "auditor": KEM[0]}}},
+        {"release": {"holders": {"lead": base64.b64encode(b"\xff" * KEM_BYTES).decode()}}},
     ],
 )
 def test_what_does_not_fit_is_refused(tree, change):
     with pytest.raises(ConfigError, match=r"study\.yml"):
         _parse({**tree, **change})
+
+
+def test_the_release_right_is_of_one_or_two_of_the_holders(tree):
+    assert _parse(tree).release is None
+    for persons in (1, 2):
+        tree["release"] = {"holders": {"lead": KEM[0], "auditor": KEM[1]}, "persons": persons}
+        assert _parse(tree).release.persons == persons
+
+
+def test_a_broker_speaks_for_its_hospital_only_where_the_contract_names_it(tree):
+    with pytest.raises(ConfigError, match="names no broker_spki for hospital-a"):
+        _ = _parse(tree).hospital("hospital-a").broker_key
+    tree["roster"][0]["broker_spki"] = _spki("server")
+    assert spki_digest(_parse(tree).hospital("hospital-a").broker_key) == spki_digest(KEYS["server"].public_key())
 
 
 @pytest.mark.parametrize("field", ["study", "profile", "coordinator", "roster", "contracts", "models", "time_grid_s"])

@@ -20,11 +20,12 @@ from msgspec import Meta
 from cordon import signing
 from cordon.attest.binding import MAX_GPUS, NONCE_BYTES, Context, bundle_digest, gpu_nonce, report_data
 from cordon.attest.claims import Attester, Report
-from cordon.attest.keys import KEM_BYTES, ProcessKeys, decode_kem_key
+from cordon.attest.keys import AttestedKeys, ProcessKeys
 from cordon.attest.vendor import Trust, verify
 from cordon.attest.verdict import Appraisal, Check, check, listed
 from cordon.documents import Document
 from cordon.errors import AttestError, ConfigError, SignatureError
+from cordon.sealing import KEM_BYTES, decode_kem_key, kem_digest
 
 EVIDENCE_TYPE = "application/vnd.cordon.evidence.v2+json"
 MAX_EVIDENCE = 1024 * 1024  # characters of base64 payload looked at
@@ -62,6 +63,7 @@ class EvidenceAppraisal(Appraisal):
 
     signing_public_key: Ed25519PublicKey | None = None
     kem_public_key: MLKEM768X25519PublicKey | None = None
+    kem_public_bytes: bytes = b""
 
     @property
     def statement(self) -> str:
@@ -77,6 +79,12 @@ class EvidenceAppraisal(Appraisal):
     def kem_key(self) -> MLKEM768X25519PublicKey:
         """The attested KEM key; only of evidence that passed."""
         return self._passed(self.kem_public_key)
+
+    @property
+    def process_keys(self) -> AttestedKeys:
+        """Both attested keys and what names them; only of evidence that passed."""
+        names = signing.spki_digest(self.signing_key), kem_digest(self.kem_public_bytes)
+        return AttestedKeys(self.signing_key, self.kem_key, names)
 
     def _passed(self, key: T | None) -> T:
         self.require()
@@ -156,7 +164,7 @@ def appraise(
     # 5. What runs there.
     checks.append(listed("bundle_digest", evidence.context.bundle_digest, policy.bundle_digest))
     checks += _gpu_checks(evidence, trust, now)
-    return EvidenceAppraisal(evidence.type, tuple(checks), claims, True, signing_key, kem_key)
+    return EvidenceAppraisal(evidence.type, tuple(checks), claims, True, signing_key, kem_key, evidence.kem_public_key)
 
 
 def read_evidence(envelope: Any, mtls_key: signing.PublicKey, now: datetime) -> Evidence:

@@ -29,13 +29,14 @@ Label = Annotated[str, Meta(max_length=128)]
 class Context(Document, frozen=True, kw_only=True):
     """What evidence is for. A verifier compares every field with what it expects.
 
-    ``purpose`` parent = admission of a site or coordinator to the federation, job = one job process and its keys;
-    ``site`` FLARE name of the prover; ``study`` digest of the study contract; ``job`` FLARE's job id ('' for parent);
-    ``job_digest`` digest of the job folder ('' for parent); ``bundle_digest`` of the prover's installed package;
-    ``policy_digest`` of the attestation policy by which the *verifier* judges.
+    ``purpose`` parent = admission of a site or coordinator to the federation, job = one job process and its keys,
+    release = the same process asks its hospital's key broker for the data key; ``site`` FLARE name of the prover;
+    ``study`` digest of the study contract; ``job`` FLARE's job id ('' for parent); ``job_digest`` digest of the job
+    folder ('' for parent); ``bundle_digest`` of the prover's installed package; ``policy_digest`` of the attestation
+    policy by which the *verifier* judges.
     """
 
-    purpose: Literal["parent", "job"]
+    purpose: Literal["parent", "job", "release"]
     site: Label
     study: Label
     job: Label

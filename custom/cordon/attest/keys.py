@@ -1,35 +1,29 @@
-"""Keys of one attested process, and the one encoding of its KEM public key."""
+"""Keys of one attested process: its own, and as its peers know them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey
 
-from cordon.errors import ConfigError
-
-KEM_BYTES = 1184 + 32  # ML-KEM-768 encapsulation key || X25519 public key
+from cordon.sealing import KemKey
 
 
 @dataclass(frozen=True)
 class ProcessKeys:
     """Keys of one process, made inside it and never stored: KEM pair (HPKE ML-KEM-768 + X25519), Ed25519 pair."""
 
-    kem_key: MLKEM768X25519PrivateKey
+    kem_key: MLKEM768X25519PrivateKey = field(repr=False)
     kem_public_bytes: bytes
-    signing_key: Ed25519PrivateKey
+    signing_key: Ed25519PrivateKey = field(repr=False)
 
     @classmethod
     def generate(cls) -> ProcessKeys:
         """Fresh keys from the operating system's randomness."""
-        lattice, curve = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
-        public = lattice.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
-        return cls(MLKEM768X25519PrivateKey(lattice, curve), public, Ed25519PrivateKey.generate())
+        kem = KemKey.generate()
+        return cls(kem.private, kem.public_bytes, Ed25519PrivateKey.generate())
 
     @property
     def signing_public_bytes(self) -> bytes:
@@ -38,12 +32,13 @@ class ProcessKeys:
         )
 
 
-def decode_kem_key(data: bytes) -> MLKEM768X25519PublicKey:
-    """The KEM public key from its ``KEM_BYTES`` bytes; ConfigError if it is none."""
-    if len(data) != KEM_BYTES:
-        raise ConfigError(f"KEM key has {len(data)} bytes, want {KEM_BYTES}")
-    try:
-        lattice = MLKEM768PublicKey.from_public_bytes(data[:-32])
-        return MLKEM768X25519PublicKey(lattice, X25519PublicKey.from_public_bytes(data[-32:]))
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError("not an ML-KEM-768 + X25519 key") from error
+@dataclass(frozen=True)
+class AttestedKeys:
+    """Public keys of one process, from evidence that passed. Equal if both keys are: then it is the same process.
+
+    ``names``: SPKI digest of the signing key, digest of the KEM key (``sealing.kem_digest``).
+    """
+
+    signing_key: Ed25519PublicKey = field(compare=False)
+    kem_key: MLKEM768X25519PublicKey = field(compare=False)
+    names: tuple[str, str]

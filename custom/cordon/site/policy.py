@@ -14,11 +14,11 @@ from msgspec import Meta
 from cordon.documents import Document
 from cordon.errors import PolicyRefused
 from cordon.job import Job
-from cordon.study import Name, Sha256, StudyContract
+from cordon.study import Name, Sha256, Spki, StudyContract
 
 SCHEMA = "cordon/site/v1"
 
-PrivacyMode = Literal["unsafe_plain", "sealed", "masked"]
+PrivacyMode = Literal["sealed", "masked"]
 
 
 class Allow(Document, frozen=True, kw_only=True):
@@ -50,12 +50,19 @@ class Masked(Document, frozen=True, kw_only=True):
 
 
 class Data(Document, frozen=True, kw_only=True):
-    """Where the hospital's own data lies. Paths resolve against the policy file's folder."""
+    """Where the hospital's own data lies: in an encrypted ``vault``, or plain in ``unsafe_source`` (POC only).
+
+    Paths resolve against the policy file's folder.
+    """
 
     connector: Literal["fhir", "sql", "omop", "pdf", "csv"]
-    source: str
     mapping: str
     vault: str | None = None
+    unsafe_source: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.vault is None) == (self.unsafe_source is None):
+            raise ValueError("data names either a vault or an unsafe_source")
 
 
 class Attestation(Document, frozen=True, kw_only=True):
@@ -65,10 +72,10 @@ class Attestation(Document, frozen=True, kw_only=True):
 
 
 class Broker(Document, frozen=True, kw_only=True):
-    """The hospital's key broker."""
+    """The hospital's key broker. ``spki`` pins its TLS key (base64 DER); no certificate authority is asked."""
 
-    url: str
-    spki: str
+    url: Annotated[str, Meta(pattern=r"\Ahttps://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?\Z")]
+    spki: Spki
 
 
 class Caps(Document, frozen=True, kw_only=True):
@@ -107,6 +114,10 @@ class SitePolicy(Document, frozen=True, kw_only=True):
     egress: Egress = Egress()
     unsafe_poc: UnsafePoc | None = None
 
+    def __post_init__(self) -> None:
+        if (self.data.vault is None) != (self.broker is None):
+            raise ValueError("a vault wants a broker that keeps its key, and a broker a vault")
+
     def resolve(self, folder: Path, path: str) -> Path:
         """``path`` of this policy, which lies in ``folder``."""
         return (folder / path).resolve()
@@ -138,14 +149,14 @@ def judge(policy: SitePolicy, study: StudyContract, job: Job, plan_epsilon_rdp: 
     mode = job.controller.privacy
     listed(mode, policy.allow.privacy_modes, "privacy_mode_not_allowed", "privacy mode", "the site's policy")
     want(
-        study.profile == "poc" or not mode.startswith("unsafe_"),
+        study.profile == "poc" or (policy.unsafe_poc is None and policy.data.unsafe_source is None),
         "unsafe_outside_poc",
-        f"privacy mode {mode!r} is for POC only; this study's profile is {study.profile}",
+        "the policy has unsafe_poc or data.unsafe_source outside POC",
     )
     want(
-        study.profile == "poc" or policy.unsafe_poc is None,
-        "unsafe_outside_poc",
-        "the policy has an unsafe_poc section outside POC",
+        mode != "sealed" or study.release is not None,
+        "no_release_right",
+        "the study contract names nobody who may open its models (release), and a sealed job writes none in the clear",
     )
     want(
         plan_epsilon_rdp <= policy.dp.epsilon,
