@@ -1,37 +1,65 @@
-"""Model persistor without pickle: one safetensors file in the job's run folder."""
+"""Model persistor that takes a sealed model and nothing else: the coordinator's disk never holds one in the clear."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 from pathlib import Path
 
 import numpy as np
 from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
-from safetensors.numpy import load_file, save_file
 
-MODEL_FILE = "model.safetensors"
+from cordon import sealed_model
+from cordon.errors import ConfigError
+
+MODEL_FILE = "model.sealed"
+_SEALED = "sealed"
+
+
+def to_model(sealed: bytes) -> FLModel:
+    """A sealed model (``cordon.sealed_model``) as FLARE hands it to the persistor."""
+    return FLModel(params_type=ParamsType.FULL, params={_SEALED: np.frombuffer(sealed, np.uint8)})
 
 
 class SafetensorsPersistor(ModelPersistor):
-    """Saves named arrays atomically to ``<run folder>/model.safetensors``; starts empty in a new run."""
+    """Writes the sealed safetensors of ``to_model`` atomically to ``<run folder>/model.sealed``; starts empty."""
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
-        """The arrays saved in this run, or an empty model (the controller then makes the initial one)."""
-        path = self._path(fl_ctx)
-        return make_model_learnable(load_file(path) if path.exists() else {}, {})
+        """Empty: what is saved opens to the holders of the release right, not to the coordinator."""
+        return make_model_learnable({}, {})
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
-        """Write all arrays as float32; a reader never sees half a file."""
-        path = self._path(fl_ctx)
-        arrays = {
-            name: np.ascontiguousarray(value, np.float32) for name, value in model[ModelLearnableKey.WEIGHTS].items()
-        }
-        part = path.with_suffix(".part")
-        save_file(arrays, part)
-        part.replace(path)
+        """Replace the model file; a reader never sees half of one.
 
-    @staticmethod
-    def _path(fl_ctx: FLContext) -> Path:
+        Raises:
+            ConfigError: not a sealed model (named arrays, say), or the file cannot be written.
+        """
+        sealed = _sealed(model[ModelLearnableKey.WEIGHTS])
         workspace = fl_ctx.get_engine().get_workspace()
-        return Path(workspace.get_run_dir(fl_ctx.get_job_id())) / MODEL_FILE
+        path = Path(workspace.get_run_dir(fl_ctx.get_job_id())) / MODEL_FILE
+        part = path.with_name(path.name + ".part")
+        try:
+            try:
+                with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                    file.write(sealed)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    part.unlink()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _sealed(weights: object) -> memoryview:
+    array = weights.get(_SEALED) if isinstance(weights, dict) and set(weights) == {_SEALED} else None
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 1:
+        raise ConfigError("the persistor writes a sealed model only, as one array of bytes")
+    data = np.ascontiguousarray(array).data
+    sealed_model.read(io.BytesIO(data))
+    return data
