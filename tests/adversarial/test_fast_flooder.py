@@ -100,9 +100,10 @@ def coordinated(seed: int) -> tuple[float, int, int]:
             layout_digest=layout,
             privacy=ARGS.privacy,
             dp_event=event,
+            sealed_to="0" * 64,
             payload_sha256="0" * 64,
         )
-        core.submit(ticket.site, header, hospitals.train(ticket.site, base), now)
+        core.submit(ticket.site, header, hospitals.train(ticket.site, base))
         counted += ticket.site == LIAR
         if ticket.site == LIAR and not core.ready():
             with pytest.raises(ConfigError):  # it is at the door again at once

@@ -342,9 +342,10 @@ def test_job_process_is_admitted_by_its_own_evidence_and_admits_the_coordinators
     assert appraisal.verdict == "pass", appraisal.open
     assert appraisal.type == ("tdx" if name == THIRD else "snp")
     admission.admit(peer, appraisal, reply)
-    assert peer.signing_key == signing.load_public_key(session.keys.signing_public_bytes)
-    session.appraise_coordinator(peer.evidence)
-    session.require_coordinator()
+    assert peer.keys.signing_key == signing.load_public_key(session.keys.signing_public_bytes)
+    keys = session.appraise_coordinator(peer.evidence)
+    session.pin(keys)
+    assert session.require_coordinator() == keys
 
 
 @pytest.mark.parametrize("name", [ROGUE, THIRD])

@@ -287,7 +287,8 @@ def test_another_engine_or_contract_file(change):
     "change",
     [
         {"privacy": "none"},
-        {"privacy": "sealed"},
+        {"privacy": "unsafe_plain"},
+        {"privacy": "masked"},
         {"rule": "os.system"},
         {"rule_args": {"path": EVIL}},
         {"server_opt": {"algorithm": "SGD"}},

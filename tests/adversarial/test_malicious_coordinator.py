@@ -117,12 +117,14 @@ def test_train_before_attest(hand, trained):
     _refused(coordinator, coordinator.model(evidence=invented), "bad_message", trained, 0)
 
 
-def test_a_second_process_cannot_take_over(admitted, trained):
-    """Also with genuine evidence: the key of the first is pinned for the job."""
+def test_a_second_process_without_evidence_for_the_site_s_own_challenge_cannot_take_over(admitted, trained):
+    """With genuine evidence, but for an older challenge, or without any. (test_sealed_updates: with fresh evidence.)"""
     other = ProcessKeys.generate()
+    _refused(admitted, admitted.model(key=other.signing_key), "bad_message", trained, 1)
     admitted.attest()
-    evidence = admitted.evidence(keys=other)
-    _refused(admitted, admitted.model(key=other.signing_key, evidence=evidence), "attestation_failed", trained, 1)
+    old = admitted.evidence(keys=other)
+    admitted.attest()
+    _refused(admitted, admitted.model(key=other.signing_key, evidence=old), "attestation_failed", trained, 1)
 
 
 def test_a_coordinator_whose_parent_lost_its_lease_gets_no_training(admitted, trained):
@@ -199,8 +201,9 @@ def test_another_kind_of_message_under_the_coordinator_s_own_key(admitted, train
             base_version=0,
             model_chain_head="0" * 64,
             layout_digest="0" * 64,
-            privacy="unsafe_plain",
+            privacy="sealed",
             dp_event=executors.plan.round_event(admitted.job),
+            sealed_to="0" * 64,
             payload_sha256="0" * 64,
         ),
     }
@@ -222,8 +225,8 @@ def test_another_kind_of_message_under_the_coordinator_s_own_key(admitted, train
     ],
 )
 def test_a_signed_header_that_does_not_fit_its_schema(admitted, trained, change):
-    payload = messages.pack("w", admitted.w)
-    body = {**messages.body_of(admitted.header(payload)), **change}
+    header, payload = messages.seal(admitted.header(), messages.pack("w", admitted.w), admitted.sealed_for)
+    body = {**messages.body_of(header), **change}
     envelope = signing.sign(admitted.keys.signing_key, "application/vnd.cordon.model.v1+json", body)
     _refused(admitted, message({"model": envelope}, payload), "bad_message", trained, 1)
 
@@ -323,9 +326,9 @@ def test_more_rounds_than_planned(admitted, trained):
 def test_the_same_ticket_for_another_model_gets_the_old_update(admitted, trained):
     """One ticket, one release: asking again under it cannot buy a second one."""
     model = admitted.model(ticket="again")
-    first = open_message(admitted.train(model))
+    first = admitted.opened(admitted.train(model))[1]
     admitted.next_version()
-    assert open_message(admitted.train(admitted.model(ticket="again"))) == first
+    assert admitted.opened(admitted.train(admitted.model(ticket="again")))[1] == first
     assert len(trained) == 2
 
 
@@ -357,7 +360,8 @@ def test_config_that_does_not_fit_at_all_opens_no_session(hand, trained):
     coordinator = hand()
     config = coordinator.site.engine.workspace.get_app_config_dir(coordinator.site.engine.new_context().get_job_id())
     files = job_files()
-    server = files["config_fed_server.json"].replace(b'"unsafe_plain"', b'"unsafe_none"')
+    server = files["config_fed_server.json"].replace(b'"sealed"', b'"unsafe_none"')
+    assert b"unsafe_none" in server
     with open(f"{config}/config_fed_server.json", "wb") as file:
         file.write(server)
     reply = coordinator.site.execute(executors.ATTEST_TASK, coordinator.challenge())

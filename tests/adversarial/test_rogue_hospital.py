@@ -27,18 +27,25 @@ class Forge:
 
     def __init__(self, federation, reply):
         self.federation, self.reply = federation, reply
-        parts, self.payload = open_message(reply)
+        parts, self.sealed = open_message(reply)
         self.session = federation.sites[ROGUE].session
+        self.payload = self.session.trained.plaintext
         self.envelope = parts["update"]
         body = signing.unverified_body(self.envelope)
         self.header = msgspec.convert(body, messages.UpdateHeader)
         self.delta = messages.unpack("delta", self.payload, 31)
 
     def signed(self, payload=None, key=None, **changes):
-        """A well-formed update with another payload, key or header."""
+        """A well-formed update with another plaintext, key or header, properly sealed."""
         payload = self.payload if payload is None else payload
-        header = msgspec.structs.replace(self.header, **{"payload_sha256": messages.sha256(payload), **changes})
-        return message({"update": messages.sign(key or self.session.keys.signing_key, header)}, payload)
+        header = msgspec.structs.replace(self.header, **changes)
+        header, sealed = messages.seal(header, payload, self.session.coordinator.kem_key)
+        return message({"update": messages.sign(key or self.session.keys.signing_key, header)}, sealed)
+
+    def unsealed(self, payload):
+        """A signed update whose payload is ``payload`` as it is."""
+        header = msgspec.structs.replace(self.header, payload_sha256=messages.sha256(payload))
+        return message({"update": messages.sign(self.session.keys.signing_key, header)}, payload)
 
     def vector(self, value):
         return self.signed(messages.pack("delta", np.asarray(value, np.float32)))
@@ -47,10 +54,10 @@ class Forge:
         """A signed header that need not fit its schema."""
         body = {**messages.body_of(self.header), **changes}
         envelope = signing.sign(self.session.keys.signing_key, self.envelope["payloadType"], body)
-        return message({"update": envelope}, self.payload)
+        return message({"update": envelope}, self.sealed)
 
     def parts(self, **parts):
-        return message(parts, self.payload)
+        return message(parts, self.sealed)
 
     def other(self, name="hospital-a"):
         return self.federation.sites[name].session
@@ -116,7 +123,15 @@ ATTACKS = {
     "header says more": (lambda f: f.signed((10**12).to_bytes(8, "little") + b"{}"), "bad_payload"),
     "header is a list": (lambda f: f.signed((2).to_bytes(8, "little") + b"[]"), "bad_payload"),
     "deep header": (lambda f: f.signed((900).to_bytes(8, "little") + b"[" * 900), "bad_payload"),
-    "payload changed on the way": (lambda f: f.parts(update=f.envelope) | {}, None),
+    "payload changed on the way": (lambda f: message({"update": f.envelope}, _flip(f.sealed)), "bad_payload"),
+    # under what seal
+    "in the clear": (lambda f: f.unsealed(f.payload), "bad_seal"),
+    "nothing": (lambda f: f.unsealed(b""), "bad_seal"),
+    "zeros of the right length": (lambda f: f.unsealed(bytes(len(f.sealed))), "bad_seal"),
+    "cut short": (lambda f: f.unsealed(f.sealed[:-1]), "bad_seal"),
+    "one byte longer": (lambda f: f.unsealed(f.sealed + b"\0"), "bad_seal"),
+    "one bit changed before signing": (lambda f: f.unsealed(_flip(f.sealed)), "bad_seal"),
+    "as long as it may be, and one more": (lambda f: f.unsealed(bytes(messages.max_sealed(31) + 1)), "bad_signature"),
     # in whose name
     "another site's key": (lambda f: f.signed(key=f.other().keys.signing_key), "bad_signature"),
     "its mTLS key": (lambda f: f.signed(key=f.session.kit.mtls_key), "bad_signature"),
@@ -128,7 +143,7 @@ ATTACKS = {
     "another base": (lambda f: f.signed(base_version=f.header.base_version + 1), "wrong_base"),
     "another head": (lambda f: f.signed(model_chain_head="0" * 64), "wrong_base"),
     "another layout": (lambda f: f.signed(layout_digest="0" * 64), "bad_layout"),
-    "another privacy mode": (lambda f: f.signed(privacy="sealed"), "wrong_privacy"),
+    "another privacy mode": (lambda f: f.signed(privacy="masked"), "wrong_privacy"),
     "a privacy mode of a megabyte": (lambda f: f.signed(privacy="p\n" * 2**19), "wrong_privacy"),
     "less noise": (lambda f: f.signed(dp_event=_event(f, noise_multiplier=0.1)), "wrong_privacy"),
     "more steps": (lambda f: f.signed(dp_event=_event(f, steps=500)), "wrong_privacy"),
@@ -136,16 +151,19 @@ ATTACKS = {
     # as what
     "a negative version": (lambda f: f.body(base_version=-1), "bad_signature"),
     "a version in words": (lambda f: f.body(base_version="0"), "bad_signature"),
-    "a huge version": (lambda f: f.body(base_version=2**53 - 1), "wrong_base"),
+    "a huge version": (lambda f: f.signed(base_version=2**53 - 1), "wrong_base"),
     "an infinite count": (lambda f: f.body(base_version=1e300), "bad_signature"),
     "an unknown key": (lambda f: f.body(auc=0.9), "bad_signature"),
     "no event": (lambda f: f.body(dp_event=None), "bad_signature"),
-    "a ledger": (lambda f: f.body(ledger={"seq": 1}), "bad_signature"),
+    "a ledger, and the contract names no broker": (lambda f: f.signed(ledger={"seq": 1}), "bad_ledger"),
+    "a ledger that is none": (lambda f: f.body(ledger=[1]), "bad_signature"),
+    "a deep ledger": (lambda f: f.body(ledger=_nested(300)), "bad_ledger"),
+    "no word on whom it is sealed to": (lambda f: f.body(sealed_to=None), "bad_signature"),
     "another version of the format": (lambda f: f.body(v=2), "bad_signature"),
     "a nested header": (lambda f: f.body(ticket=_nested(300)), "bad_signature"),
     "its refusal under an update's type": (
         lambda f: message(
-            {"update": {**_refusal(f.session.keys.signing_key), "payloadType": f.envelope["payloadType"]}}, f.payload
+            {"update": {**_refusal(f.session.keys.signing_key), "payloadType": f.envelope["payloadType"]}}, f.sealed
         ),
         "bad_signature",
     ),
@@ -176,7 +194,6 @@ ATTACKS = {
     "metrics": (lambda f: DXO(DataKind.METRICS, data={"auc": 1.0}).to_shareable(), "bad_signature"),
     "a difference": (lambda f: _dxo({"w": f.delta}, {"cordon": {}}, DataKind.WEIGHT_DIFF), "bad_signature"),
 }
-ATTACKS["payload changed on the way"] = (lambda f: message({"update": f.envelope}, _flip(f.payload)), "bad_payload")
 
 
 def _event(forge, **changes):

@@ -8,6 +8,7 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,8 +19,9 @@ from nvflare.lighter.provisioner import Provisioner
 from cordon import documents, signing, study
 from cordon.errors import ConfigError, CordonError, SignatureError
 from cordon.flare import packaging
-from cordon.flare.kit import load_kit, read_kit
+from cordon.flare.kit import check_site_policy, load_kit, read_kit
 from cordon.site import pin
+from cordon.site.policy import Data, SitePolicy, UnsafePoc
 
 NAMES = ("server", "hospital-a", "hospital-b")
 
@@ -172,6 +174,9 @@ def test_poc_profile_in_production_and_the_reverse(spoilt, tmp_path, capsys):
     assert "does not fit this command" in _refused(project, tmp_path / "a", capsys, mode="normal")
     project["builders"][3]["args"]["profile"] = "production"
     assert "does not fit this command" in _refused(project, tmp_path / "b", capsys)
+    # production with the one broker of a POC, whose keys this machine would make
+    assert "in production each hospital runs its own" in _refused(project, tmp_path / "d", capsys, mode="normal")
+    del project["builders"][3]["args"]["broker"]
     # production with the software profile
     message = _refused(project, tmp_path / "c", capsys, mode="normal")
     assert f"{folder / 'software.yml'}: evidence software does not fit profile production" in message
@@ -414,18 +419,36 @@ def test_another_hospitals_kit_does_not_start_here(kits, pinned):
         load_kit(kits / "hospital-b", datetime.now(UTC))
 
 
-def test_unsafe_policy_in_a_production_study(kits, tmp_path):
-    from cordon.flare.kit import check_site_policy
-    from cordon.site.policy import SitePolicy
-
-    class Study:
-        profile = "production"
-
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"unsafe_poc": UnsafePoc(flip_labels=True)}, "unsafe_poc is refused outside POC"),
+        (
+            {"data": Data(connector="csv", mapping="m", unsafe_source="../data/patients.csv"), "broker": None},
+            "data.unsafe_source is refused outside POC",
+        ),
+    ],
+    ids=["misbehaviour", "plain data"],
+)
+def test_unsafe_policy_in_a_production_study(kits, tmp_path, changes, named):
+    """Patients outside a vault, for one, whose key no broker keeps."""
+    agreed = read_kit(kits / "hospital-a", datetime.now(UTC)).study
+    production = msgspec.structs.replace(agreed, profile="production")
     policy = documents.load(kits / "hospital-a" / "local" / "cordon.yml", SitePolicy)
-    with pytest.raises(ConfigError, match="unsafe_plain is refused outside POC"):
-        check_site_policy(policy, "hospital-a", Study, tmp_path / "cordon.yml")
-    Study.profile = "poc"
-    check_site_policy(policy, "hospital-a", Study, tmp_path / "cordon.yml")
+    check_site_policy(policy, "hospital-a", production, tmp_path / "cordon.yml")
+    unsafe = msgspec.structs.replace(policy, **changes)
+    check_site_policy(unsafe, "hospital-a", agreed, tmp_path / "cordon.yml")
+    with pytest.raises(ConfigError, match=named):
+        check_site_policy(unsafe, "hospital-a", production, tmp_path / "cordon.yml")
+
+
+def test_a_broker_that_the_hospitals_did_not_agree_on(kits, tmp_path):
+    """Nobody could tell whether the leases and ledger heads of such a broker are the hospital's."""
+    agreed = read_kit(kits / "hospital-a", datetime.now(UTC)).study
+    roster = tuple(msgspec.structs.replace(each, broker_spki=None) for each in agreed.roster)
+    policy = documents.load(kits / "hospital-a" / "local" / "cordon.yml", SitePolicy)
+    with pytest.raises(ConfigError, match="no broker_spki for hospital-a"):
+        check_site_policy(policy, "hospital-a", msgspec.structs.replace(agreed, roster=roster), tmp_path / "cordon.yml")
 
 
 def test_resources_of_the_site_cannot_be_widened_unseen(kits):

@@ -74,7 +74,9 @@ def cordon(request, repo_root, tmp_path):
         shutil.copy(folder / profile, path)
     documents = "poc" if request.param == "poc" else str(tmp_path / "signed")
     args = {"profile": request.param, "documents": documents, "base": str(repo_root / "provisioning")}
-    args["contracts"] = ["../jobs/oncology/app/config/contract.yml"] if request.param == "poc" else []
+    if request.param == "poc":
+        args["contracts"] = ["../jobs/oncology/app/config/contract.yml"]
+        args["broker"] = {"host": "127.0.0.1", "port": 8004, "max_releases": 10, "epsilon": 4.0}
     builder = {"path": "cordon.flare.provision.CordonBuilder", "args": args}
     return _project(builder, paths), "poc" if request.param == "poc" else "normal"
 

@@ -1,7 +1,8 @@
 """Kits of a coordinator and some hospitals, made in a second without nvflare's provisioning.
 
 The documents are made, signed, checked and copied by the product's own code (``poc_documents``, ``packaging``); made up
-here are only the certificates, which FLARE's CertBuilder would issue, and that every hospital keeps its data as CSV.
+here are only the certificates, which FLARE's CertBuilder would issue, and that every hospital keeps its data as CSV:
+plain and without a key broker (POC only), unless ``vaults`` says otherwise.
 FLARE's own files come from its templates, as its StaticFileBuilder fills them.
 """
 
@@ -22,14 +23,19 @@ from cryptography.x509.oid import NameOID
 
 from cordon import signing
 from cordon.attest import standing
-from cordon.demo import samples, wdbc
-from cordon.flare import kit_files, packaging, poc_documents
+from cordon.demo import wdbc
+from cordon.demo.kits import fill_kit
+from cordon.flare import kit_files, packaging, poc_broker, poc_documents
 from cordon.flare.kit import STANDING_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = "server"
 HOSPITALS = ("hospital-a", "hospital-b", "hospital-c", "hospital-d")
+BROKER = poc_broker.Place(host="127.0.0.1", port=8004, max_releases=100, epsilon=40.0)
 CONTRACT = ROOT / "jobs" / "oncology" / "app" / "config" / "contract.yml"
+
+
+PLAIN = {"vault": None, "unsafe_source": "../data/patients.csv"}
 
 
 @functools.cache
@@ -45,17 +51,24 @@ def make_kits(
     study: Mapping[str, Any] | None = None,
     coordinator: Mapping[str, Any] | None = None,
     site: Mapping[str, Mapping[str, Any]] | None = None,
+    vaults: Sequence[str] = (),
+    broker: poc_broker.Place = BROKER,
 ) -> Path:
     """Make ``folder/<name>/{startup,local,data}`` for coordinator and hospitals; returns ``folder``.
 
     Args:
+        vaults: hospitals whose data is sealed; their key broker's files are in ``folder/cordon_broker``.
+        broker: where that would listen.
         study: keys of the study contract to change.
         coordinator: keys of the coordinator's settings to change.
         site: hospital -> keys of its policy to change (two levels are merged).
     """
     now = datetime.now(UTC)
     state, templates = folder / "state", folder / "templates"
-    _templates(templates, hospitals, study or {}, coordinator or {}, site or {})
+    changes = {name: dict((site or {}).get(name, {})) for name in hospitals}
+    for name in set(hospitals) - set(vaults):
+        changes[name]["data"] = {**PLAIN, **changes[name].get("data", {})}
+    _templates(templates, hospitals, study or {}, coordinator or {}, changes)
     names = (SERVER, *hospitals)
     for name in names:
         _startup(folder / name / "startup", "server" if name == SERVER else "client", name, now)
@@ -67,7 +80,10 @@ def make_kits(
         policies=dict.fromkeys(names, ROOT / "cc_config" / "policy" / "software.yml"),
         server=SERVER,
         certificates=certificates,
+        client_ca=client_ca(names),
+        broker=broker,
         state=state,
+        now=now,
     )
     agreed = packaging.check_study(made.folder, "poc", SERVER, certificates, now)
     split = wdbc.split(0)
@@ -76,13 +92,11 @@ def make_kits(
         log_streaming: bool | None = None
         if name == SERVER:
             packaging.pack_coordinator(made.folder, made.policies[name], local, agreed, now)
-            reference = folder / name / "data" / "reference.csv"
-            reference.parent.mkdir()
-            samples.write_reference(reference, split.reference.x, split.reference.y)
+            fill_kit(folder / name, None, split, folder / poc_broker.FOLDER)
         else:
             packed = packaging.pack_hospital(made.folder, made.policies[name], local, name, agreed, now)
             log_streaming = packed.egress.log_streaming
-            samples.write_hospital(name, "csv", folder / name / "data" / "patients.csv", split.sites[name])
+            fill_kit(folder / name, name, split, folder / poc_broker.FOLDER)
         poc_documents.write_tee(state, local, name, now)
         write_flare_files(folder / name, name, log_streaming)
         for peer in hospitals if name == SERVER else (SERVER,):
@@ -151,11 +165,16 @@ def _edit(source: Path, target: Path, changes: Mapping[str, Any]) -> None:
     target.write_text(yaml.safe_dump(tree))
 
 
-def _startup(folder: Path, base: str, name: str, now: datetime) -> None:
-    folder.mkdir(parents=True)
+def client_ca(names: Sequence[str], now: datetime | None = None) -> bytes:
+    """PEM of what a broker would check the certificates of ``names`` against: themselves, for nobody issued them."""
+    issued = (_certificate(name, now or datetime.now(UTC)) for name in names)
+    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in issued)
+
+
+def _certificate(name: str, now: datetime) -> x509.Certificate:
     names = ((NameOID.COMMON_NAME, name), (NameOID.ORGANIZATION_NAME, name.replace("-", "_")))
     key, subject = mtls_key(name), x509.Name([x509.NameAttribute(oid, value) for oid, value in names])
-    certificate = (
+    return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -165,6 +184,11 @@ def _startup(folder: Path, base: str, name: str, now: datetime) -> None:
         .not_valid_after(now + timedelta(days=1))
         .sign(key, hashes.SHA256())
     )
+
+
+def _startup(folder: Path, base: str, name: str, now: datetime) -> None:
+    folder.mkdir(parents=True)
+    key, certificate = mtls_key(name), _certificate(name, now)
     (folder / f"{base}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (folder / f"{base}.key").write_bytes(pem)

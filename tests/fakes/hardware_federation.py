@@ -325,7 +325,15 @@ def make_kits(
     keys = {name: signing.encode_spki(mtls_key(name).public_key()) for name in machines}
     by = {name: policies / f"{(hospitals if name == SERVER else coordinator).name}.yml" for name in machines}
     made = poc_documents.make(
-        templates=templates, contracts=[CONTRACT], policies=by, server=SERVER, certificates=keys, state=state
+        templates=templates,
+        contracts=[CONTRACT],
+        policies=by,
+        server=SERVER,
+        certificates=keys,
+        client_ca=federation_kits.client_ca(list(machines), NOW),
+        broker=federation_kits.BROKER,
+        state=state,
+        now=NOW,
     )
     agreed = packaging.check_study(made.folder, "production", SERVER, keys, NOW)
     write_collateral(made.folder / COLLATERAL)

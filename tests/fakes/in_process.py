@@ -36,6 +36,7 @@ from cordon.flare import codec, controllers, executors, plan, session
 from cordon.flare.kit import load_kit
 from cordon.flare.persistor import SafetensorsPersistor
 from cordon.report import events
+from cordon.sealing import decode_kem_key
 
 from .federation_kits import HOSPITALS, ROOT, SERVER
 
@@ -267,6 +268,7 @@ class Hand:
         self.head = messages.chain_head("", 0, self.links[0])
         self.nonce = b""
         self.policy_digest = ""
+        self.sealed_for: Any = None  # what models are sealed to: the site's KEM key, once it attested
         self._tickets = 0
 
     def attest(self) -> dict[str, Any]:
@@ -274,6 +276,8 @@ class Hand:
         parts, payload = open_message(self.site.execute(executors.ATTEST_TASK, self.challenge()))
         assert payload == b""
         self.nonce, self.policy_digest = codec.nonce(parts), parts["policy_digest"]
+        body = signing.unverified_body(parts["evidence"])
+        self.sealed_for = decode_kem_key(base64.b64decode(body["kem_public_key"]))
         return parts
 
     def challenge(self, **changes: Any) -> Shareable:
@@ -301,7 +305,7 @@ class Hand:
         self.links.append(messages.sha256(messages.pack("w", self.w)))
         self.head = messages.chain_head(self.head, self.version, self.links[-1])
 
-    def header(self, payload: bytes, **changes: Any) -> messages.ModelHeader:
+    def header(self, **changes: Any) -> messages.ModelHeader:
         self._tickets += 1
         fields = {
             "v": 1,
@@ -310,16 +314,26 @@ class Hand:
             "version": self.version,
             "model_chain_head": self.head,
             "layout_digest": self.layout.digest,
-            "payload_sha256": messages.sha256(payload),
+            "payload_sha256": "",
         }
         return messages.ModelHeader(**{**fields, **changes})
 
     def model(
-        self, *, payload: bytes | None = None, key: Any = None, evidence: Any = None, links: Any = None, **changes: Any
+        self,
+        *,
+        payload: bytes | None = None,
+        key: Any = None,
+        evidence: Any = None,
+        links: Any = None,
+        sealed_for: Any = None,
+        **changes: Any,
     ) -> Shareable:
-        """A global model under a fresh ticket, signed by ``key``; ``changes`` go into the header."""
-        payload = messages.pack("w", self.w) if payload is None else payload
-        envelope = messages.sign(key or self.keys.signing_key, self.header(payload, **changes))
+        """A global model (``payload`` is its plaintext) under a fresh ticket, sealed to the site and signed by ``key``;
+        ``changes`` go into the header."""
+        packed = messages.pack("w", self.w) if payload is None else payload
+        stranger = decode_kem_key(ProcessKeys.generate().kem_public_bytes)  # before the site showed a key
+        header, payload = messages.seal(self.header(**changes), packed, sealed_for or self.sealed_for or stranger)
+        envelope = messages.sign(key or self.keys.signing_key, header)
         parts = {"model": envelope, "links": {"after": -1, "sha256": self.links} if links is None else links}
         if evidence is not None:
             parts["evidence"] = evidence
@@ -328,14 +342,18 @@ class Hand:
     def train(self, shareable: Shareable) -> Shareable:
         return self.site.execute(executors.TRAIN_TASK, shareable)
 
-    def verified_update(self, reply: Shareable) -> tuple[messages.UpdateHeader, Any]:
-        """(header, delta) of an honest update."""
+    def opened(self, reply: Shareable, keys: ProcessKeys | None = None) -> tuple[messages.UpdateHeader, bytes]:
+        """(header, plaintext) of an honest update, with this coordinator's ``keys``."""
         parts, payload = open_message(reply)
         assert set(parts) == {"update"}
         key = self.site.session.keys.signing_key.public_key()
         header = messages.verify(parts["update"], messages.UpdateHeader, key, _now())
-        assert header.payload_sha256 == messages.sha256(payload)
-        return header, messages.unpack("delta", payload, self.layout.size)
+        return header, messages.open_payload(header, payload, (keys or self.keys).kem_key)
+
+    def verified_update(self, reply: Shareable) -> tuple[messages.UpdateHeader, Any]:
+        """(header, delta) of an honest update."""
+        header, packed = self.opened(reply)
+        return header, messages.unpack("delta", packed, self.layout.size)
 
 
 def _now() -> datetime:

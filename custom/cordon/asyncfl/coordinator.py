@@ -12,6 +12,7 @@ no: out) or ``excluded`` (too many faults: out, and its update in the open buffe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from cordon.asyncfl.records import Accepted, Ticket, Version
 from cordon.asyncfl.server_opt import make
 from cordon.errors import ConfigError, UpdateRejected
 from cordon.job import ControllerArgs
-from cordon.messages import REJECT_REASONS, DPEvent, UpdateHeader, chain_head, pack, sha256, unpack
+from cordon.messages import REJECT_REASONS, DPEvent, UpdateHeader, chain_head, pack, sha256
 from cordon.params import Vector
 
 Rule = Callable[..., NDArray[np.float64]]
@@ -68,7 +69,8 @@ class Coordinator:
         self.sites = tuple(sites)
         self.version = 0
         self.model: Vector = initial.astype(np.float32)
-        self.head = chain_head("", 0, sha256(pack("w", self.model)))
+        self.links = [sha256(pack("w", self.model))]  # digest of each version's packed model
+        self.head = chain_head("", 0, self.links[0])
         self.rounds_used = dict.fromkeys(sites, 0)
         self.faults: dict[str, list[tuple[str, str]]] = {site: [] for site in sites}
         self.state: dict[str, State] = dict.fromkeys(sites, "live")
@@ -79,8 +81,8 @@ class Coordinator:
         self._optimizer = make(args.server_opt)
         self._buffer = Buffer(args.buffer)
         self._tickets: dict[str, Ticket] = {}  # site -> outstanding ticket
-        self._used: set[str] = set()  # every ticket id ever issued
-        self._late: dict[str, str] = {}  # id of a voided ticket -> site that may still answer it
+        self._used: dict[str, str] = {}  # id of every ticket ever issued -> its site
+        self._late: dict[str, str] = {}  # id of a ticket that is not open -> site that may still answer it, once
 
     # -- tickets ------------------------------------------------------------------------------------------------
 
@@ -102,6 +104,10 @@ class Coordinator:
         """
         return [site for site in self.sites if self._may_start(site) and site not in self._buffer]
 
+    def outstanding(self, site: str) -> Ticket | None:
+        """The ticket that ``site`` has not answered yet."""
+        return self._tickets.get(site)
+
     def issue(self, site: str, ticket_id: str, now: float) -> Ticket:
         """A ticket for ``site`` on the newest model. It uses up a round whatever comes of it: that may be spent.
 
@@ -114,11 +120,21 @@ class Coordinator:
         """
         if site not in self.wants() or ticket_id in self._used:
             raise ConfigError(f"no ticket {ticket_id} for {site}: it may not start a round now, or the id is used")
-        ticket = Ticket(ticket_id, site, self.version, self.head, now)
-        self._used.add(ticket_id)
+        ticket = Ticket(ticket_id, site, self.version, self.head, now, self.model)
+        self._used[ticket_id] = site
         self._tickets[site] = ticket
         self.rounds_used[site] += 1
         return ticket
+
+    def take_over(self, now: float) -> None:
+        """Go on in a new process: its clock stands at ``now``; what was sent to the old one may be lost or come again.
+
+        Outstanding tickets stand, and their time begins anew. The answer to any other ticket is no fault, once: the
+        site cannot know that the old process had counted it.
+        """
+        self._tickets = {site: replace(ticket, issued_at=now) for site, ticket in self._tickets.items()}
+        standing = {ticket.id for ticket in self._tickets.values()}
+        self._late.update({each: site for each, site in self._used.items() if each not in standing})
 
     def expired(self, now: float) -> list[Ticket]:
         """Outstanding tickets older than ``ticket_timeout_s``; the caller decides and calls ``lose``."""
@@ -152,29 +168,39 @@ class Coordinator:
 
     # -- updates ------------------------------------------------------------------------------------------------
 
-    def submit(self, site: str, header: UpdateHeader, update: Vector | bytes, now: float) -> Accepted:
+    def answered(self, site: str, ticket_id: str) -> Ticket:
+        """The outstanding ticket of ``site`` that it answers; the first check of an update, cheap enough for a replay.
+
+        Raises:
+            UpdateRejected: ``unknown_ticket``, a fault of ``site`` that leaves its open ticket as it is. The one
+                exception is the answer to a ticket that ``lose`` voided or ``take_over`` found counted: it is refused,
+                once, without fault. A slow hospital is honest and cannot know that its ticket was given up; counting
+                it would let whoever delays the network expel it.
+        """
+        self._known(site)
+        ticket = self._tickets.get(site)
+        if ticket is None or ticket_id != ticket.id:
+            if self._late.get(ticket_id) == site:
+                del self._late[ticket_id]
+                raise UpdateRejected("unknown_ticket", "answers a ticket that was given up or counted before; no fault")
+            raise self.fault(site, "unknown_ticket", "no outstanding ticket of this site has that id", void=False)
+        return ticket
+
+    def submit(self, site: str, header: UpdateHeader, delta: Vector) -> Accepted:
         """Judge an update of ``site`` (its signature already verified) and put it into the open buffer.
 
         Args:
-            update: (d,) float32, or the payload as sent.
-            now: seconds, monotonic; not older than the ticket.
+            delta: (d,) float32.
 
         Raises:
             UpdateRejected: with the reason. Counted as a fault of ``site``, which is excluded after ``max_faults``; a
-                still trusted one is free for a new ticket. The one exception is the answer to a ticket that ``lose``
-                voided: it is refused (``unknown_ticket``), once, without fault. A slow hospital is honest and cannot
-                know that its ticket was given up; counting it would let whoever delays the network expel it.
+                still trusted one is free for a new ticket.
         """
+        # 1. An outstanding ticket of this very site.
         self._known(site)
         if self._buffer.full:
             raise ConfigError("the buffer is full: apply() it before the next update")
-        # 1. An outstanding ticket of this very site.
-        ticket = self._tickets.get(site)
-        if ticket is None or header.ticket != ticket.id:
-            if self._late.get(header.ticket) == site:
-                del self._late[header.ticket]
-                raise UpdateRejected("unknown_ticket", "answers a ticket that was given up as lost; no fault")
-            raise self.fault(site, "unknown_ticket", "no outstanding ticket of this site has that id", void=False)
+        ticket = self.answered(site, header.ticket)
         # 2. Made from what the ticket names, as the plan says.
         if header.base_version != ticket.version or header.model_chain_head != ticket.head:
             raise self.fault(site, "wrong_base", f"base {header.base_version}, the ticket is for {ticket.version}")
@@ -183,7 +209,9 @@ class Coordinator:
         if header.privacy != self.args.privacy or header.dp_event != self._dp_event:
             raise self.fault(site, "wrong_privacy", f"says {header.privacy[:40]!r} and {header.dp_event}")
         # 3. A vector within the public bounds.
-        delta = self._vector(site, header, update)
+        if delta.dtype != np.float32 or delta.shape != self.model.shape:
+            want, got = self.model.shape, (str(delta.dtype), delta.shape)
+            raise self.fault(site, "bad_payload", f"want float32 {want}, got {got}")
         if not np.isfinite(delta).all():
             raise self.fault(site, "not_finite", "holds NaN or infinity")
         norm, bound = float(np.linalg.norm(delta.astype(np.float64))), self.args.norm_bound
@@ -194,7 +222,7 @@ class Coordinator:
         if tau > self.args.max_staleness:
             raise self.fault(site, "too_stale", f"{tau} versions old, {self.args.max_staleness} allowed")
         del self._tickets[site]
-        self._buffer.add(site, Entry(delta, tau))
+        self._buffer.add(site, Entry(delta.copy(), tau))
         return Accepted(tau, norm)
 
     def fault(self, site: str, code: str, detail: str, *, void: bool = True) -> UpdateRejected:
@@ -235,7 +263,8 @@ class Coordinator:
         step = self._optimizer.step(self._rule(updates, weights / weights.sum(), **self.args.rule_args))
         self.model = (self.model + step).astype(np.float32)
         self.version += 1
-        self.head = chain_head(self.head, self.version, sha256(pack("w", self.model)))
+        self.links.append(sha256(pack("w", self.model)))
+        self.head = chain_head(self.head, self.version, self.links[-1])
         return Version(
             number=self.version,
             sites=tuple(site for site, _ in entries),
@@ -266,19 +295,6 @@ class Coordinator:
     def _known(self, site: str) -> None:
         if site not in self.state:
             raise ConfigError(f"{site} does not take part in this job")
-
-    def _vector(self, site: str, header: UpdateHeader, update: Vector | bytes) -> Vector:
-        if isinstance(update, bytes):
-            if sha256(update) != header.payload_sha256:
-                raise self.fault(site, "bad_payload", "payload is not the one that was signed")
-            try:
-                return unpack("delta", update, len(self.model))
-            except UpdateRejected as error:
-                raise self.fault(site, error.code, error.detail) from error
-        if update.dtype != np.float32 or update.shape != self.model.shape:
-            want, got = self.model.shape, (str(update.dtype), update.shape)
-            raise self.fault(site, "bad_payload", f"want float32 {want}, got {got}")
-        return update.copy()
 
     @staticmethod
     def _check_rule(rule: Rule, args: ControllerArgs) -> None:

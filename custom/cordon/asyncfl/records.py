@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from cordon.params import Vector
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """Leave for ``site`` to train one round from model ``version``, whose chain head is ``head``."""
+    """Leave for ``site`` to train one round from ``model`` (d,): that is ``version``, and its chain head ``head``."""
 
     id: str
     site: str
     version: int
     head: str
     issued_at: float
+    model: Vector = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The coordinator's view of the sites of one job: who showed evidence, with which key, and for how much longer.
 
-A site takes part while two things hold: its *job process* showed evidence (its key signs this job's updates), renewed
-before the lease ends; and its *parent process* stands attested with the coordinator's parent (``Kit.standing``). A site
-whose parent loses its lease gets no ticket and its updates don't count, until it has one again. A job process whose own
-evidence fails is out of this job; whether the site gets the next one is its parent's matter. No other site is touched.
+A site takes part while two things hold: its *job process* showed evidence (its keys sign this job's updates and open
+this job's models), renewed before the lease ends; and its *parent process* stands attested with the coordinator's
+parent (``Kit.standing``). A site whose parent loses its lease gets no ticket and its updates don't count, until it has
+one again. A job process whose own evidence fails is out of this job; whether the site gets the next one is its parent's
+matter. No other site is touched.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cordon import job as jobs
-from cordon import signing
 from cordon.attest.appraise import EvidenceAppraisal, make_evidence
 from cordon.attest.binding import NONCE_BYTES
-from cordon.attest.keys import ProcessKeys
+from cordon.attest.keys import AttestedKeys, ProcessKeys
 from cordon.errors import AttestError, SignatureError
 from cordon.flare import codec
 from cordon.flare.kit import Kit
@@ -37,21 +37,20 @@ class Peer:
     challenged_at: float = 0.0
     overdue: bool = False  # the open challenge was not answered in time
     ask_at: float | None = None  # when to challenge a site that could not trust the coordinator
-    signing_key: signing.PublicKey | None = None
+    keys: AttestedKeys | None = None
     renew_at: float = 0.0
     lease_until: float = 0.0
     held: str = ""  # why its parent process is not attested, '' if it is
     out: bool = False  # excluded, and said so
     version: int = -1  # the last model that it has certainly seen
-    asked: tuple[dict[str, Any], bytes] | None = None  # parts and payload of its open ticket
-    resend: bool = False  # the site wants fresh evidence before it answers that ticket
+    resend: bool = False  # its open ticket is to be sent again once its evidence is fresh
     waiting: Any = None  # an answer that came after the lease ended: it counts if the renewal passes
     evidence: dict[str, Any] | None = None
     """The coordinator's own evidence for this site's challenge, sent along until the site has used it."""
 
     def leased(self, now: float) -> bool:
         """Whether it may have a ticket."""
-        return self.signing_key is not None and now < self.lease_until and not self.held
+        return self.keys is not None and now < self.lease_until and not self.held
 
 
 class Admission:
@@ -80,11 +79,11 @@ class Admission:
         """Give ``peer`` a lease, and answer its own challenge.
 
         Raises:
-            AttestError: the verdict is not pass, or a renewal came with another key: another process.
+            AttestError: the verdict is not pass, or a renewal came with other keys: another process.
             SignatureError: the answer holds no challenge of the site's.
         """
-        key = appraisal.signing_key  # raises unless the verdict is pass
-        if peer.signing_key is not None and signing.spki_digest(peer.signing_key) != signing.spki_digest(key):
+        keys = appraisal.process_keys  # raises unless the verdict is pass
+        if peer.keys not in (None, keys):
             raise AttestError([("process_keys", "the renewal is of another process than the one attested first")])
         peer.evidence = make_evidence(
             self._kit.attester,
@@ -94,11 +93,11 @@ class Admission:
             self._kit.mtls_key,
         )
         now, lease = time.monotonic(), min(self._kit.attest_policy.lease_s, _lease_s(parts))
-        peer.signing_key, peer.renew_at, peer.lease_until = key, now + lease * 2 / 3, now + lease
+        peer.keys, peer.renew_at, peer.lease_until = keys, now + lease * 2 / 3, now + lease
 
     def renewal_due(self, peer: Peer, now: float) -> bool:
         """Whether ``peer``, idle, should show fresh evidence before its next ticket."""
-        return peer.signing_key is not None and not peer.nonce and now >= peer.renew_at
+        return peer.keys is not None and not peer.nonce and now >= peer.renew_at
 
     def parent_standing(self, peer: Peer) -> str:
         """Why the parent process of ``peer`` is not attested now; '' if it is."""

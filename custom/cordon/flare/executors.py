@@ -1,13 +1,15 @@
-"""A hospital's side of a job: attest, train under differential privacy, sign, send at the tick.
+"""A hospital's side of a job: attest, get the data key, train under differential privacy, seal, sign, send at the tick.
 
 Tasks (names are the job's):
 
 * ``attest``: the coordinator's challenge. Reply: this job process's evidence (its keys live and die with the job), this
-  site's own challenge, and, if its data or policy forbids training, a signed refusal with a reason code.
-* ``train``: a signed global model under a ticket. Reply: the clipped, noised, signed delta; or a signed refusal.
+  site's own challenge, and, if its data, key broker or policy forbids training, a signed refusal with a reason code.
+* ``train``: a signed global model under a ticket, sealed to this process. Reply: the clipped, noised delta, sealed to
+  the coordinator's process and signed; or a signed refusal.
 
-The first ``train`` brings the coordinator's evidence for this site's challenge; its signing key is pinned for the job.
-Both evidences are renewed before their leases end. A coordinator that lost its lease gets no training and no update.
+The first ``train`` brings the coordinator's evidence for this site's challenge; both its keys are pinned. Both
+evidences are renewed before their leases end. A coordinator that lost its lease, or a site whose data key was taken
+back: no training and no update. In the clear, model and update are in this process's memory and nowhere else.
 Every reply leaves at a tick of the study's public time grid: how long loading or training took tells a site's size.
 Nothing is logged through FLARE's context: such lines can be asked for from the console.
 """
@@ -18,35 +20,43 @@ import base64
 import contextlib
 import secrets
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
+from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from cordon import messages, models, signing
 from cordon.attest.appraise import make_evidence
 from cordon.attest.binding import NONCE_BYTES
-from cordon.data.harmonise import Patients
+from cordon.attest.keys import AttestedKeys
 from cordon.data.load import load_patients
+from cordon.data.source import FolderSource, Source
 from cordon.dp.train import clip_update, train_round
 from cordon.errors import (
     AttestError,
+    BrokerUnavailable,
     ConfigError,
     CordonError,
     DataError,
     PolicyRefused,
     PrivacyError,
+    Refused,
+    SealError,
     SignatureError,
     UpdateRejected,
 )
 from cordon.flare import codec, plan
-from cordon.flare.session import NO_EVIDENCE, NOT_ATTESTED, Session, job_context, open_session
+from cordon.flare.data_key import PASSING
+from cordon.flare.key_request import EVIDENCE_LOCK
+from cordon.flare.session import NO_EVIDENCE, NO_KEY_NOW, NOT_ATTESTED, Session, Trained, job_context, open_session
 
 ATTEST_TASK = "attest"
 TRAIN_TASK = "train"
@@ -79,13 +89,14 @@ class DPTrainExecutor(Executor):
         try:
             if self._session is None:
                 self._session = open_session(fl_ctx)
-            parts, payload = codec.from_model(FLModelUtils.from_shareable(shareable))
+            if task_name not in (ATTEST_TASK, TRAIN_TASK):
+                return make_reply(ReturnCode.TASK_UNKNOWN)
+            limit = _limit(self._session) if task_name == TRAIN_TASK else 0
+            parts, payload = codec.from_model(FLModelUtils.from_shareable(shareable), limit)
             if task_name == ATTEST_TASK:
                 reply = self._attest(self._session, parts)
-            elif task_name == TRAIN_TASK:
-                reply = self._train(self._session, parts, payload, abort_signal)
             else:
-                return make_reply(ReturnCode.TASK_UNKNOWN)
+                reply = self._train(self._session, parts, payload, abort_signal)
         except CordonError as error:
             if abort_signal.triggered:
                 return make_reply(ReturnCode.TASK_ABORTED)
@@ -96,14 +107,29 @@ class DPTrainExecutor(Executor):
         unsafe = self._session.kit.policy.unsafe_poc if self._session.kit.policy else None
         delay = unsafe.extra_delay_s if unsafe is not None and task_name == TRAIN_TASK else 0.0
         _wait_until(self._session.kit.study.next_tick(time.time() + delay), abort_signal)
-        return make_reply(ReturnCode.TASK_ABORTED) if abort_signal.triggered else reply
+        if abort_signal.triggered:
+            return make_reply(ReturnCode.TASK_ABORTED)
+        if codec.has(reply, "update"):
+            try:  # the tick may have been long in coming
+                _require_leases(self._session)
+            except CordonError as error:
+                self.logger.error(f"the update is not sent: {type(error).__name__}: {error}")
+                reply = _refuse(self._session, refusal_code(error), parts)
+        return FLModelUtils.to_shareable(reply)
 
-    def _attest(self, session: Session, parts: dict[str, Any]) -> Shareable:
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """The data key ends with the run."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.END_RUN and self._session is not None:
+            self._session.close()
+
+    def _attest(self, session: Session, parts: dict[str, Any]) -> FLModel:
         session.nonce, session.challenged_at = secrets.token_bytes(NONCE_BYTES), time.monotonic()
         context = job_context(session.kit, session.job, session.job_id, session.kit.name, codec.policy_digest(parts))
         nonce = codec.nonce(parts)
         try:
-            evidence = make_evidence(session.kit.attester, context, nonce, session.keys, session.kit.mtls_key)
+            with EVIDENCE_LOCK:
+                evidence = make_evidence(session.kit.attester, context, nonce, session.keys, session.kit.mtls_key)
         except ConfigError as error:  # a device that is busy, or a GPU that left confidential computing mode
             raise AttestError([(NO_EVIDENCE, str(error))]) from error
         reply: dict[str, Any] = {
@@ -115,42 +141,48 @@ class DPTrainExecutor(Executor):
         try:
             plan.judge_job(session.kit, session.job)
             session.claim()
-            if session.patients is None:
-                session.layout = plan.layout(session.job)
-                session.patients = self._load(session)
+            session.layout = plan.layout(session.job)
+            self._load(session)
         except CordonError as error:
             self.logger.error(f"this site does not train: {type(error).__name__}: {error}")
             reply["refusal"] = _refusal(session, "", refusal_code(error))
-        return FLModelUtils.to_shareable(codec.to_model(reply))
+        return codec.to_model(reply)
 
-    def _load(self, session: Session) -> Patients:
-        kit = session.kit
+    def _load(self, session: Session) -> None:
+        """The site's patients into this process's memory, and a live lease for them, if it has not both already."""
+        kit, contract = session.kit, plan.feature_contract(session.job)
         if kit.policy is None:
             raise ConfigError(f"{kit.name} is the coordinator: it has no patient data")
+        data, mapping = kit.policy.data, kit.mapping(session.job)  # before a key is asked for: that is counted
+        if data.unsafe_source is None:
+            session.hold_data_key()
+        if session.patients is not None:
+            return
         torch.set_num_threads(kit.policy.caps.threads)
-        data = kit.policy.data
-        source = kit.policy.resolve(kit.local, data.source)
-        loaded = load_patients(plan.feature_contract(session.job), kit.mapping(session.job), data.connector, source)
+        with _source(session) as source:
+            session.patients = load_patients(contract, mapping, data.connector, source).patients
         self.logger.info(f"data ready from {data.connector} (`cordon data check` tells what was rejected and why)")
-        return loaded.patients
 
-    def _train(self, session: Session, parts: dict[str, Any], payload: bytes, abort_signal: Signal) -> Shareable:
-        # 1. Who sends: the coordinator's job process, attested for this site's challenge, within its lease.
+    def _train(self, session: Session, parts: dict[str, Any], payload: bytes, abort_signal: Signal) -> FLModel:
+        # 1. Who sends: the coordinator's job process, attested for this site's challenge, within its lease. Another
+        # process than before is pinned only once its model continues the chain of models that this site has seen.
         if not session.challenged_at:
             raise SignatureError("a model before the coordinator's challenge")
+        session.require_data_key()
         if session.patients is None or session.layout is None or session.kit.policy is None:
             raise DataError("this site refused to train when it attested", "data_error")
-        if session.coordinator_key is None or (session.nonce and "evidence" in parts):
-            session.appraise_coordinator(parts.get("evidence"))
-        session.require_coordinator()
-        header = session.accept_model(parts, payload)
-        model = messages.unpack("w", payload, session.layout.size)
-        if not np.isfinite(model).all():
-            raise SignatureError("the global model holds NaN or infinity")
+        if session.coordinator is None or (session.nonce and "evidence" in parts):
+            session.require_parent()
+            coordinator = session.appraise_coordinator(parts.get("evidence"))
+            header, model = session.accept_model(parts, payload, coordinator)
+            session.pin(coordinator)
+        else:
+            header, model = session.accept_model(parts, payload, session.require_coordinator())
 
-        # 2. A ticket is served once; the last one repeated gets the same bytes. A round counts before its first step.
-        if session.last_reply is not None and session.last_reply[0] == header.ticket:
-            return session.last_reply[1]
+        # 2. A ticket is served once; the last one repeated gets the same update under a new seal, which costs nothing.
+        # A round counts before its first step.
+        if session.trained is not None and session.trained.header.ticket == header.ticket:
+            return _sealed(session)
         session.begin_round(header.ticket)
 
         # 3. One round of DP-SGD, then the clip to the public bound.
@@ -162,21 +194,20 @@ class DPTrainExecutor(Executor):
             y = unsafe_poc.labels(unsafe, y)
         module = models.build(job.executor.model, job.executor.model_args, session.patients.x.shape[1])
         models.set_vector(module, model)
+
+        def should_stop() -> bool:
+            session.require_data_key()  # taken back: not one step more
+            return bool(abort_signal.triggered)
+
         delta = train_round(
-            module,
-            session.patients.x,
-            y,
-            job.executor.dp,
-            job.executor.learning_rate,
-            should_stop=lambda: bool(abort_signal.triggered),
+            module, session.patients.x, y, job.executor.dp, job.executor.learning_rate, should_stop=should_stop
         )
         delta = clip_update(delta, job.controller.norm_bound)
         if unsafe is not None:
             delta = unsafe_poc.update(unsafe, delta)
 
-        # 4. Sign what is sent. Nothing is released to a coordinator whose lease ended meanwhile: it gets these bytes,
-        # which are spent, when it asks for the same ticket with fresh evidence.
-        packed = messages.pack("delta", delta)
+        # 4. Seal and sign. Nothing is released to a coordinator whose lease ended meanwhile: it gets these bytes, which
+        # are spent, when it asks for the same ticket with fresh evidence.
         update = messages.UpdateHeader(
             v=1,
             job=session.job_id,
@@ -186,23 +217,51 @@ class DPTrainExecutor(Executor):
             layout_digest=session.layout.digest,
             privacy=job.controller.privacy,
             dp_event=plan.round_event(job),
-            payload_sha256=messages.sha256(packed),
+            sealed_to="",
+            payload_sha256="",
         )
-        envelope = messages.sign(session.keys.signing_key, update)
-        reply = FLModelUtils.to_shareable(codec.to_model({"update": envelope}, packed))
-        session.last_reply = (header.ticket, reply)
-        session.require_coordinator()
+        session.trained = Trained(update, messages.pack("delta", delta))
         self.logger.info(f"round {session.rounds_used} from version {header.version} is ready")
-        return reply
+        return _sealed(session)
+
+
+def _limit(session: Session) -> int:
+    """Bytes of payload that a model may have, before any of it is copied; 0 before this site knows the layout."""
+    return 0 if session.layout is None else messages.max_sealed(session.layout.size)
+
+
+def _source(session: Session) -> AbstractContextManager[Source]:
+    """Where the site's data are read from: its vault under the key that is held, or plain files (POC only)."""
+    kit = session.kit
+    if kit.policy is not None and kit.policy.data.unsafe_source is not None:
+        return contextlib.nullcontext(FolderSource(kit.policy.resolve(kit.local, kit.policy.data.unsafe_source)))
+    return session.hold_data_key().source()
+
+
+def _require_leases(session: Session) -> AttestedKeys:
+    """The coordinator's keys, if it may be told something about this site's data now."""
+    session.require_data_key()
+    return session.require_coordinator()
+
+
+def _sealed(session: Session) -> FLModel:
+    """The update that the session holds, for the coordinator's process as it is pinned now."""
+    envelope, sealed = session.seal_update(_require_leases(session))
+    return codec.to_model({"update": envelope}, sealed)
 
 
 def refusal_code(error: CordonError) -> str:
     """The reason code that may leave the site for ``error`` (``messages.REFUSAL_REASONS``)."""
     if isinstance(error, AttestError) and error.failures[0][0] in (NOT_ATTESTED, NO_EVIDENCE):
         return error.failures[0][0]
+    if isinstance(error, Refused) and error.code in PASSING:
+        return NO_KEY_NOW
     if isinstance(error, DataError):
         return error.code if error.code in messages.REFUSAL_REASONS else "data_error"
     for kind, code in (
+        (Refused, "key_refused"),
+        (SealError, "key_refused"),  # the broker's answer: what the coordinator seals is judged as its message
+        (BrokerUnavailable, NO_KEY_NOW),
         (PolicyRefused, "policy_refused"),
         (AttestError, "attestation_failed"),
         (SignatureError, "bad_message"),
@@ -214,11 +273,11 @@ def refusal_code(error: CordonError) -> str:
     return "site_error"
 
 
-def _refuse(session: Session, code: str, parts: dict[str, Any]) -> Shareable:
+def _refuse(session: Session, code: str, parts: dict[str, Any]) -> FLModel:
     ticket = ""  # what a broken message leaves: the refusal then names none
     with contextlib.suppress(SignatureError):
         ticket = str(signing.unverified_body(parts.get("model")).get("ticket", ""))[:64]
-    return FLModelUtils.to_shareable(codec.to_model({"refusal": _refusal(session, ticket, code)}))
+    return codec.to_model({"refusal": _refusal(session, ticket, code)})
 
 
 def _refusal(session: Session, ticket: str, code: str) -> dict[str, Any]:

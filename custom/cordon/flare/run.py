@@ -1,8 +1,11 @@
 """The coordinator's side of a job: attest every site, then true per-client asynchrony over ``cordon.asyncfl``.
 
 A site gets a ticket as soon as the buffer that holds its last update was applied; nobody waits for the slowest. All
-decisions are those of the pure ``Coordinator`` state machine; here are messages, signatures and the event log
+decisions are those of the pure ``Coordinator`` state machine; here are messages, seals, signatures and the event log
 (``events.jsonl`` in the job's run folder, from which report and metrics are made).
+
+This process's keys are never stored. A ``Run`` given the state machine of one that died goes on from it with new keys:
+it challenges every site, and asks again for what is outstanding.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.abstract.fl_model import FLModel
+from safetensors.numpy import save as save_safetensors
 
-from cordon import documents, messages, models, signing
+from cordon import documents, messages, models, sealed_model, signing
 from cordon import job as jobs
 from cordon.asyncfl.coordinator import Coordinator
 from cordon.attest.appraise import EvidenceAppraisal
@@ -27,22 +31,27 @@ from cordon.data.contract import FeatureContract
 from cordon.data.reference import read_reference
 from cordon.errors import AttestError, ConfigError, SignatureError, UpdateRejected
 from cordon.evaluation import auc_and_accuracy
-from cordon.flare import codec, plan
+from cordon.flare import codec, persistor, plan
 from cordon.flare.admission import Admission, Peer
 from cordon.flare.executors import ATTEST_TASK, TRAIN_TASK
 from cordon.flare.kit import Kit
-from cordon.flare.persistor import MODEL_FILE
-from cordon.flare.session import NO_EVIDENCE, NOT_ATTESTED
+from cordon.flare.ledger_heads import LedgerHeads
+from cordon.flare.session import MENDABLE
 from cordon.report.events import EVENTS_FILE, MAX_CODES, EventLog
 from cordon.robust.rules import RULES
+from cordon.sealing import kem_digest
+from cordon.study import ReleaseRight
 
 MAX_REFERENCE = 1024**3  # bytes of an evaluation set
 RETRY_S = 5.0
 
 TRUST = {
-    "unsafe_plain": "The coordinator sees every hospital's clipped and noised update: nothing but local differential "
-    "privacy protects it there. For POC only.",
+    "sealed": "Each hospital encrypts its clipped and noised update to the coordinator's job process, after it judged "
+    "that process's evidence. Neither the network nor FLARE nor the coordinator's disk sees it; the job process does, "
+    "one by one. So one has to trust the hardware and software that the evidence shows, and where they fail, the noise "
+    "alone protects a patient. With software evidence that means whoever owns the coordinator's machine.",
 }
+MODEL_TRUST = "The models lie on the coordinator's disk encrypted to the release right: {holders} ({how})."
 
 
 class Flare(Protocol):
@@ -71,42 +80,54 @@ class Run:
         job: jobs.Job,
         job_id: str,
         run_dir: Path,
+        state: Coordinator | None = None,
     ) -> None:
         if kit.coordinator is None:
             raise ConfigError(f"{kit.name} is not a coordinator's kit")
+        if kit.study.release is None:
+            raise ConfigError(f"study {kit.study.study} gives nobody the release right: no model could ever be opened")
+        self.release = kit.study.release
         self.flare, self.inbox, self.kit, self.job, self.job_id = flare, inbox, kit, job, job_id
         self.keys = ProcessKeys.generate()
+        self.sealed_to = kem_digest(self.keys.kem_public_bytes)
         self.admission = Admission(kit, job, job_id, self.keys)
         self.layout = plan.layout(job)
         executor, args = job.executor, job.controller
         features = plan.feature_contract(job)
         initial = models.initial_vector(executor.model, executor.model_args, len(features.features), args.init_seed)
         self.module = models.build(executor.model, executor.model_args, len(features.features))
-        connected = {client.name for client in flare.engine.get_clients()}
-        sites = [hospital.name for hospital in kit.study.roster if hospital.name in connected]
-        self.peers = {site: Peer(site) for site in sites}
-        self.state = Coordinator(
-            args,
-            sites,
-            {site: kit.study.weight(site) for site in sites},
-            initial,
-            self.layout.digest,
-            dp_event=plan.round_event(job),
-            rule=RULES[args.rule],
-        )
-        self.links = [messages.sha256(messages.pack("w", initial))]  # payload digest of each version
-        self.issued_at: dict[str, float] = {}  # ticket -> monotonic seconds
+        if state is None:
+            connected = {client.name for client in flare.engine.get_clients()}
+            sites = [hospital.name for hospital in kit.study.roster if hospital.name in connected]
+            state = Coordinator(
+                args,
+                sites,
+                {site: kit.study.weight(site) for site in sites},
+                initial,
+                self.layout.digest,
+                dp_event=plan.round_event(job),
+                rule=RULES[args.rule],
+            )
+        else:
+            state.take_over(time.monotonic())
+        self.state = state
+        self.peers = {site: Peer(site, resend=state.outstanding(site) is not None) for site in state.sites}
+        self.ledger_heads = LedgerHeads(kit.root)
         self.reference = _reference(kit, features)
-        self.model_file = run_dir / MODEL_FILE
-        self.max_payload = messages.max_payload(self.layout.size)
+        self.max_payload = messages.max_sealed(self.layout.size)
         self.log = EventLog(run_dir / EVENTS_FILE, time.monotonic)
 
     def train(self) -> None:
         """Attest all sites, then issue, judge, apply until the job is done."""
         self._announce()
-        awaited = set(self.peers)  # sites whose evidence the job still waits for before it may end
-        for peer in self.peers.values():
-            self._challenge(peer)
+        # Sites whose evidence the job still waits for before it may end.
+        awaited = {name for name in self.peers if self.state.state[name] not in ("refused", "excluded")}
+        for name in filter(awaited.__contains__, self.peers):
+            self._challenge(self.peers[name])
+            if (ticket := self.state.outstanding(name)) is not None:
+                self.log.write("ticket", site=name, ticket=ticket.id, version=ticket.version)
+        if self.state.ready():
+            self._apply()
         while not self.flare.abort_signal.triggered:
             for kind, site, what in self._arrivals():
                 if kind in ("result", "error"):
@@ -143,7 +164,9 @@ class Run:
             self.flare.warning(f"ignoring {kind} from {site}: not a site of this job")
             return
         try:
-            if peer.nonce and kind in ("result", "error") and (peer.signing_key is None or codec.has(what, "evidence")):
+            if peer.keys is None and kind == "result" and codec.has(what, "update"):
+                self.flare.info(f"ignoring an update of {site}, which has not shown evidence to this process")
+            elif peer.nonce and kind in ("result", "error") and (peer.keys is None or codec.has(what, "evidence")):
                 self._admit(peer, kind, what)  # else a late answer to a ticket while a renewal is on its way
             else:
                 self._judge(peer, kind, what)
@@ -197,7 +220,7 @@ class Run:
                 "expected_batch_size": dp.expected_batch_size,
             },
             delta=dp.delta,
-            trust=TRUST[args.privacy],
+            trust=f"{TRUST[args.privacy]} {_model_trust(self.release)}",
         )
 
     def _challenge(self, peer: Peer) -> None:
@@ -210,7 +233,7 @@ class Run:
         held = self.admission.parent_standing(peer)
         if held and not peer.held:
             self._lose(peer.name, f"not attested with the coordinator: {held}")
-        elif peer.held and not held and peer.signing_key is not None:
+        elif peer.held and not held and peer.keys is not None:
             self.state.returned(peer.name)
         peer.held = held
         if self.admission.late(peer) and not peer.overdue:
@@ -270,13 +293,13 @@ class Run:
             self._lose(peer.name, "disconnected")
             return
         if kind == "reconnected":
-            if peer.signing_key is not None and not peer.held:  # else its evidence, when it comes, brings it back
+            if peer.keys is not None and not peer.held:  # else its evidence, when it comes, brings it back
                 self.state.returned(peer.name)
             return
         if kind == "error":
             self._lose(peer.name, f"error inside the site ({what}); its own log has the details")
             return
-        if peer.signing_key is None or peer.held:  # quarantined since: what it made does not count
+        if peer.keys is None or peer.held:  # quarantined since: what it made does not count
             return
         if not (peer.leased(time.monotonic()) or codec.has(what, "refusal")):
             # The round took longer than the lease: first fresh evidence.
@@ -287,29 +310,40 @@ class Run:
         try:
             parts, payload = codec.from_model(what, limit=self.max_payload)
             if "refusal" in parts:
-                self._refused(peer, parts["refusal"], peer.signing_key)
+                self._refused(peer, parts["refusal"], peer.keys.signing_key)
                 return
-            header = messages.verify(parts.get("update"), messages.UpdateHeader, peer.signing_key, datetime.now(UTC))
+            now = datetime.now(UTC)
+            header = messages.verify(parts.get("update"), messages.UpdateHeader, peer.keys.signing_key, now)
         except SignatureError as error:
             self._fault(peer, UpdateRejected("bad_signature", str(error)), "")
             return
-        try:
-            if header.job != self.job_id:
-                raise UpdateRejected("bad_header", "update is of another job")
-            if header.payload_sha256 != messages.sha256(payload):
-                raise UpdateRejected("bad_payload", "payload is not the signed one")
-            delta = messages.unpack("delta", payload, self.layout.size)
-        except UpdateRejected as error:
-            self._fault(peer, error, header.ticket)
+        if header.job != self.job_id:
+            self._fault(peer, UpdateRejected("bad_header", "update is of another job"), header.ticket)
+            return
+        if header.sealed_to != self.sealed_to:
+            # For a process before this one: no fault, and no answer to this one's question, which stands.
+            self._rejected(peer, UpdateRejected("bad_seal", "sealed to another process; no fault"), header.ticket)
             return
         try:
-            accepted = self.state.submit(peer.name, header, delta, time.monotonic())
+            ticket = self.state.answered(peer.name, header.ticket)
         except UpdateRejected as error:
             self._rejected(peer, error, header.ticket)
             # A slow site answers a ticket that was given up: it lives, so it may have another.
             self.state.returned(peer.name)
             return
-        peer.evidence, peer.asked, peer.version = None, None, header.base_version
+        try:
+            self.ledger_heads.check(self.kit.study.hospital(peer.name), header.ledger, now)
+            packed = messages.open_payload(header, payload, self.keys.kem_key)
+            delta = messages.unpack("delta", packed, self.layout.size)
+        except UpdateRejected as error:
+            self._fault(peer, error, header.ticket)
+            return
+        try:
+            accepted = self.state.submit(peer.name, header, delta)
+        except UpdateRejected as error:
+            self._rejected(peer, error, header.ticket)
+            return
+        peer.evidence, peer.version = None, header.base_version
         self.log.write(
             "update",
             site=peer.name,
@@ -317,7 +351,7 @@ class Run:
             base_version=header.base_version,
             staleness=accepted.staleness,
             norm=accepted.norm,
-            seconds=time.monotonic() - self.issued_at.pop(header.ticket),
+            seconds=time.monotonic() - ticket.issued_at,
         )
 
     def _fault(self, peer: Peer, error: UpdateRejected, ticket: str) -> None:
@@ -344,8 +378,10 @@ class Run:
         refusal = messages.verify(envelope, messages.Refusal, key, datetime.now(UTC))
         code = refusal.code if refusal.code in messages.REFUSAL_REASONS else "site_error"
         self.flare.warning(f"{peer.name} does not train: {code}: {messages.REFUSAL_REASONS[code]}")
-        if code in (NOT_ATTESTED, NO_EVIDENCE):  # it may mend: ask again, with fresh evidence
+        if code in MENDABLE:  # ask again, with fresh evidence
             peer.ask_at, peer.resend = time.monotonic() + RETRY_S, True
+            if self.state.outstanding(peer.name) is None:  # nothing of its to wait for until it is asked again
+                self._lose(peer.name, f"{code}; it is asked again")
         else:
             self._out(peer.name, code)
 
@@ -354,44 +390,46 @@ class Run:
         self.log.write("refused", site=site, reason=code)
 
     def _lose(self, site: str, why: str) -> None:
-        self.peers[site].asked = None
         self.state.lose(site, why)
         self.log.write("lost", site=site, reason=why)
         self.flare.warning(f"{site} is lost: {why}")
 
     def _issue(self, peer: Peer, now: float) -> None:
         ticket = self.state.issue(peer.name, secrets.token_hex(16), now)
-        self.issued_at[ticket.id] = now
-        payload = messages.pack("w", self.state.model)
-        header = messages.ModelHeader(
-            v=1,
-            job=self.job_id,
-            ticket=ticket.id,
-            version=ticket.version,
-            model_chain_head=ticket.head,
-            layout_digest=self.layout.digest,
-            payload_sha256=messages.sha256(payload),
-        )
-        parts: dict[str, Any] = {
-            "model": messages.sign(self.keys.signing_key, header),
-            "links": {"after": peer.version, "sha256": self.links[peer.version + 1 :]},
-        }
         self.log.write("ticket", site=peer.name, ticket=ticket.id, version=ticket.version)
-        peer.asked = parts, payload
         self._ask(peer)
 
     def _ask(self, peer: Peer) -> None:
-        """Send ``peer`` its open ticket, with this process's evidence if the site has not used that yet."""
-        if peer.asked is not None:
-            parts, payload = peer.asked
-            fresh = {} if peer.evidence is None else {"evidence": peer.evidence}
-            self.flare.send(TRAIN_TASK, codec.to_model({**parts, **fresh}, payload), peer.name)
+        """Send ``peer`` the model of its open ticket, sealed to its process, and this process's evidence if the site
+        has not used that yet."""
+        ticket = self.state.outstanding(peer.name)
+        if ticket is None or peer.keys is None:
+            return
+        header, sealed = messages.seal(
+            messages.ModelHeader(
+                v=1,
+                job=self.job_id,
+                ticket=ticket.id,
+                version=ticket.version,
+                model_chain_head=ticket.head,
+                layout_digest=self.layout.digest,
+                payload_sha256="",
+            ),
+            messages.pack("w", ticket.model),
+            peer.keys.kem_key,
+        )
+        parts: dict[str, Any] = {
+            "model": messages.sign(self.keys.signing_key, header),
+            "links": {"after": peer.version, "sha256": self.state.links[peer.version + 1 : ticket.version + 1]},
+        }
+        if peer.evidence is not None:
+            parts["evidence"] = peer.evidence
+        self.flare.send(TRAIN_TASK, codec.to_model(parts, sealed), peer.name)
 
     def _apply(self) -> None:
         version = self.state.apply()
-        self.links.append(messages.sha256(messages.pack("w", self.state.model)))
-        arrays = self.layout.unflatten(self.state.model)
-        self.flare.save_model(FLModel(params_type=ParamsType.FULL, params=arrays))
+        model = save_safetensors(self.layout.unflatten(self.state.model))
+        self.flare.save_model(persistor.to_model(self._sealed(model, version.number)))
         auc = accuracy = None
         if self.reference is not None:
             models.set_vector(self.module, self.state.model)
@@ -403,9 +441,27 @@ class Run:
             staleness=list(version.staleness),
             auc=auc,
             accuracy=accuracy,
-            sha256=messages.sha256(self.model_file.read_bytes()),
+            sha256=messages.sha256(model),
             step_norm=version.step_norm,
         )
+
+    def _sealed(self, model: bytes, version: int) -> bytes:
+        """``model`` as it lies on this machine's disk: for the holders of the study's release right."""
+        subject = sealed_model.Subject(
+            study=self.kit.study.digest,
+            study_name=self.kit.study.study,
+            job=self.job.name,
+            job_id=self.job_id,
+            job_digest=self.job.digest,
+            version=version,
+            layout_digest=self.layout.digest,
+        )
+        return sealed_model.seal(model, subject, self.release)
+
+
+def _model_trust(release: ReleaseRight) -> str:
+    how = "any one of them" if release.persons == 1 else "two of them together"
+    return MODEL_TRUST.format(holders=", ".join(sorted(release.holders)), how=how)
 
 
 def _codes(appraisal: EvidenceAppraisal) -> list[tuple[str, str, str]]:

@@ -1,7 +1,7 @@
 """What a site's job process knows: opened at its first task, gone with the process.
 
 Guards that must hold whatever the coordinator sends live here: one run per job id, rounds counted before the first
-noisy step, each ticket served once, one chain of models.
+noisy step, each ticket served once, one chain of models, one coordinator process at a time and none that was replaced.
 """
 
 from __future__ import annotations
@@ -15,28 +15,45 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
 
 from cordon import job as jobs
 from cordon import messages, models, signing
 from cordon.attest.appraise import EvidenceAppraisal, appraise
 from cordon.attest.binding import Context, bundle_digest
-from cordon.attest.keys import ProcessKeys
+from cordon.attest.keys import AttestedKeys, ProcessKeys
 from cordon.data.harmonise import Patients
-from cordon.errors import AttestError, PrivacyError, SignatureError
+from cordon.errors import AttestError, BrokerUnavailable, PrivacyError, Refused, SignatureError
 from cordon.flare import audit, plan
+from cordon.flare.data_key import DataKey
 from cordon.flare.kit import Kit, load_kit
-from cordon.params import Layout
+from cordon.flare.model_chain import ModelChain
+from cordon.params import Layout, Vector
 
 RUNS = Path("cordon_state") / "jobs"  # in the kit; FLARE's own run folder is emptied at each deployment
-MAX_LINKS = 100_000
 NOT_ATTESTED, NO_EVIDENCE = "coordinator_not_attested", "evidence_unavailable"
+NO_KEY_NOW = "key_unavailable"
+MENDABLE = frozenset({NOT_ATTESTED, NO_EVIDENCE, NO_KEY_NOW})
+"""Refusals that say nothing about the next time: the coordinator asks again."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An update that this process holds until it gets a new ticket. Its plaintext leaves sealed only.
+
+    ``header``: as far as the update goes; ``sealed_to``, ``payload_sha256`` and ``ledger`` are those of each sending.
+    """
+
+    header: messages.UpdateHeader
+    plaintext: bytes = field(repr=False)
 
 
 @dataclass
 class Session:
-    """``coordinator_key`` is pinned once appraised; ``patients`` and ``layout`` are set where the site trains."""
+    """``coordinator`` is pinned once its evidence passed and its model fits; ``patients``, ``layout`` are set where the
+    site trains; ``data_key`` where its data lie in a vault."""
 
     kit: Kit
     job: jobs.Job
@@ -44,18 +61,18 @@ class Session:
     keys: ProcessKeys
     nonce: bytes = b""
     challenged_at: float = 0.0  # monotonic seconds
-    coordinator_key: signing.PublicKey | None = None
+    coordinator: AttestedKeys | None = None
     coordinator_until: float = 0.0  # monotonic seconds: end of the lease of the coordinator's job process
-    patients: Patients | None = None
+    replaced: set[str] = field(default_factory=set)  # names of the keys of its earlier processes
+    data_key: DataKey | None = None
+    patients: Patients | None = field(default=None, repr=False)
     layout: Layout | None = None
     claimed: bool = False
     rounds_used: int = 0
-    version: int = -1
-    head: str = ""
-    payload_sha256: str = ""
+    chain: ModelChain = field(default_factory=ModelChain)
     served: set[str] = field(default_factory=set)
-    last_reply: tuple[str, Shareable] | None = None
-    """(ticket, reply): a repeated ticket gets the identical bytes, so that a re-send is never a second release."""
+    trained: Trained | None = None
+    """The last one. Its ticket repeated gets the same plaintext, so that a re-send is never a second release."""
 
     def claim(self) -> None:
         """Take this job id for this process, durably, before any data are loaded.
@@ -85,11 +102,15 @@ class Session:
         self.served.add(ticket)
         self.rounds_used += 1
 
-    def appraise_coordinator(self, evidence: Any) -> None:
-        """Pin the coordinator's signing key, or renew its lease, if its evidence answers this site's open challenge.
+    def appraise_coordinator(self, evidence: Any) -> AttestedKeys:
+        """The keys of the coordinator's job process, if its evidence answers this site's open challenge.
+
+        They may be those of the process that is pinned (a renewal), or of a new one: keys are never stored, so a
+        process that was started again has others. Not those of one that was replaced: two that take turns could have
+        each of this site's updates mixed with other sites' updates twice.
 
         Raises:
-            AttestError: it does not, or the renewal is of another process than the one that was pinned.
+            AttestError: it does not, or its keys are partly or wholly those of another process.
         """
         kit, nonce = self.kit, self.nonce
         self.nonce = b""  # single use: gone before it is checked
@@ -101,47 +122,110 @@ class Session:
         name = kit.study.coordinator.name
         mtls_key = kit.study.coordinator.mtls_key
         appraisal = judge_process(kit, self.job, self.job_id, name, mtls_key, nonce, evidence)
-        key = appraisal.signing_key  # raises unless the verdict is pass
-        if self.coordinator_key is not None and signing.spki_digest(key) != signing.spki_digest(self.coordinator_key):
-            raise AttestError([("process_keys", "evidence of another process than the one pinned for this job")])
-        self.coordinator_key, self.coordinator_until = key, time.monotonic() + kit.attest_policy.lease_s
+        keys = appraisal.process_keys  # raises unless the verdict is pass
+        if not self.replaced.isdisjoint(keys.names):
+            raise AttestError([("process_keys", "evidence of a process of the coordinator that was replaced")])
+        pinned = self.coordinator
+        if pinned is not None and pinned != keys and not set(pinned.names).isdisjoint(keys.names):
+            raise AttestError(
+                [("process_keys", "one key is that of the process pinned for this job, the other is not")]
+            )
+        return keys
 
-    def require_coordinator(self) -> None:
-        """AttestError unless the coordinator's parent and job process both hold a live lease at this site, now."""
+    def pin(self, keys: AttestedKeys) -> None:
+        """From now on these are the coordinator's; those of the process before are refused for good."""
+        if self.coordinator is not None and self.coordinator != keys:
+            self.replaced.update(self.coordinator.names)
+        self.coordinator = keys
+        self.coordinator_until = time.monotonic() + self.kit.attest_policy.lease_s
+
+    def require_coordinator(self) -> AttestedKeys:
+        """The coordinator's keys; AttestError unless its parent and job process both hold a live lease here, now."""
+        self.require_parent()
+        if self.coordinator is None or time.monotonic() >= self.coordinator_until:
+            name = self.kit.study.coordinator.name
+            raise AttestError([(NOT_ATTESTED, f"the job process of {name} has not renewed its evidence")])
+        return self.coordinator
+
+    def require_parent(self) -> None:
+        """AttestError unless the coordinator's parent process holds a live lease at this site, now."""
         name, now = self.kit.study.coordinator.name, datetime.now(UTC)
         standing = self.kit.standing(name)
         if not standing.live(now):
             raise AttestError([(NOT_ATTESTED, f"{name}: {standing.said(now)}")])
-        if self.coordinator_key is None or time.monotonic() >= self.coordinator_until:
-            raise AttestError([(NOT_ATTESTED, f"the job process of {name} has not renewed its evidence")])
 
-    def accept_model(self, parts: Mapping[str, Any], payload: bytes) -> messages.ModelHeader:
-        """The verified header of a global model of this job that continues the chain seen so far; SignatureError else.
+    def hold_data_key(self) -> DataKey:
+        """The key of the site's vault under a live lease: the one that is held, or one that its broker releases now.
 
-        Showing sites different models would let a coordinator read one site's update out of the next version. So every
-        model must lie on one chain: from the public first model on, each link is recomputed here.
+        Raises:
+            Refused, BrokerUnavailable, VaultError ...: as ``DataKey.acquire``.
         """
-        if self.coordinator_key is None or self.layout is None:
-            raise SignatureError("a model before the coordinator was appraised")
-        header = messages.verify(parts.get("model"), messages.ModelHeader, self.coordinator_key, datetime.now(UTC))
+        try:
+            self.require_data_key()
+        except BrokerUnavailable:  # the lease ran out while the broker was silent: asked anew, it may release again
+            self.close()
+            self.data_key = None
+        if self.data_key is None:
+            self.data_key = DataKey.acquire(self.kit, self.job, self.job_id, self.keys)
+        return self.data_key
+
+    def require_data_key(self) -> None:
+        """Raise Refused or BrokerUnavailable unless the lease of the site's data key is live, now; where it has one.
+
+        Refused is final: the process lets go of the data and of what it made of them.
+        """
+        if self.data_key is None:
+            return
+        try:
+            self.data_key.require()
+        except Refused:
+            self.patients = self.trained = None
+            raise
+
+    def close(self) -> None:
+        """The data key and its lease end with the job."""
+        if self.data_key is not None:
+            self.data_key.close()
+
+    def accept_model(
+        self, parts: Mapping[str, Any], payload: bytes, keys: AttestedKeys
+    ) -> tuple[messages.ModelHeader, Vector]:
+        """(header, model) of a global model of this job, from the holder of ``keys``, that continues the chain so far.
+
+        Raises:
+            SignatureError: not signed by that process, not for this job, or off the chain.
+            UpdateRejected: the payload is not the signed one, not sealed to this process under this header, no model.
+        """
+        # 1. The message: signed, of this job, sealed to this process.
+        if self.layout is None:
+            raise SignatureError("a model before this site attested")
+        header = messages.verify(parts.get("model"), messages.ModelHeader, keys.signing_key, datetime.now(UTC))
         if header.job != self.job_id or header.layout_digest != self.layout.digest:
             raise SignatureError("model is of another job or layout")
-        if header.payload_sha256 != messages.sha256(payload):
-            raise SignatureError("model is not the signed one")
-        if header.version < self.version:
-            raise SignatureError(f"model version {header.version} is older than {self.version}, which was seen")
-        head, last = self.head, self.payload_sha256
-        for number, digest in enumerate(_links(parts.get("links"), self.version, header.version), self.version + 1):
-            if number == 0 and digest != self._first_model():
-                raise SignatureError("the chain does not begin with the job's public first model")
-            head, last = messages.chain_head(head, number, digest), digest
-        if head != header.model_chain_head or last != header.payload_sha256:
-            raise SignatureError(f"model version {header.version} does not continue the chain seen at {self.version}")
-        self.version, self.head, self.payload_sha256 = header.version, head, last
-        return header
+        packed = messages.open_payload(header, payload, self.keys.kem_key)
+
+        # 2. The next on the one chain of models, or the newest once more.
+        first = "" if self.chain.version >= 0 else self._first_model()
+        chain = self.chain.follow(header, parts.get("links"), messages.sha256(packed), first)
+
+        # 3. The model itself.
+        model = messages.unpack("w", packed, self.layout.size)
+        if not np.isfinite(model).all():
+            raise SignatureError("the global model holds NaN or infinity")
+        self.chain = chain
+        return header, model
+
+    def seal_update(self, coordinator: AttestedKeys) -> tuple[dict[str, Any], bytes]:
+        """(signed header, payload) of the update that this process holds, for ``coordinator`` alone to open."""
+        if self.trained is None:
+            raise SignatureError("there is no update to send")
+        ledger = None if self.data_key is None else self.data_key.ledger
+        header = msgspec.structs.replace(self.trained.header, sealed_to=coordinator.names[1], ledger=ledger)
+        signed, sealed = messages.seal(header, self.trained.plaintext, coordinator.kem_key)
+        return messages.sign(self.keys.signing_key, signed), sealed
 
     def _first_model(self) -> str:
-        """SHA-256 of the payload of version 0: MONAI's initialisation under the job's public seed."""
+        """SHA-256 of the packed version 0: MONAI's initialisation under the job's public seed."""
         asks, features = self.job.executor, plan.feature_contract(self.job).features
         seed = self.job.controller.init_seed
         return messages.sha256(
@@ -210,13 +294,3 @@ def judge_process(
         evidence=evidence,
     )
     return appraisal
-
-
-def _links(links: Any, seen: int, wanted: int) -> list[str]:
-    """Payload digests of versions ``seen`` + 1 to ``wanted`` out of ``{"after": version, "sha256": [...]}``."""
-    after, digests = (links.get("after"), links.get("sha256")) if isinstance(links, dict) else (None, None)
-    if not isinstance(after, int) or not isinstance(digests, list) or len(digests) > MAX_LINKS:
-        raise SignatureError("the message holds no links of the model chain")
-    if not -1 <= after <= seen or after + len(digests) != wanted or not all(isinstance(each, str) for each in digests):
-        raise SignatureError(f"links of the model chain do not lead from version {seen} to {wanted}")
-    return digests[seen - after :]

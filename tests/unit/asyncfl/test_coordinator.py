@@ -29,7 +29,7 @@ EVENT = DPEvent(
     unit="patient",
 )
 ARGS = ControllerArgs(
-    privacy="unsafe_plain",
+    privacy="sealed",
     rule="weighted_mean",
     server_opt=ServerOpt(algorithm="FedAvg"),
     buffer=3,
@@ -57,7 +57,7 @@ class Bench:
 
     def answer(self, ticket: Ticket, delta: Any = 1.0, **changes: Any) -> Any:
         vector = np.full(D, delta, np.float32) if isinstance(delta, float) else delta
-        return self.core.submit(ticket.site, header(ticket, **changes), vector, 1.0)
+        return self.core.submit(ticket.site, header(ticket, **changes), vector)
 
     def round(self, site: str, delta: Any = 1.0) -> Any:
         return self.answer(self.issue(site), delta)
@@ -75,8 +75,9 @@ def header(ticket: Ticket, **changes: Any) -> UpdateHeader:
         "base_version": ticket.version,
         "model_chain_head": ticket.head,
         "layout_digest": LAYOUT,
-        "privacy": "unsafe_plain",
+        "privacy": "sealed",
         "dp_event": EVENT,
+        "sealed_to": "0" * 64,
         "payload_sha256": "0" * 64,
     }
     return UpdateHeader(**{**fields, **changes})
@@ -219,20 +220,19 @@ def test_expired_names_tickets_past_the_timeout_only() -> None:
         ({"base_version": 7}, 1.0, "wrong_base"),
         ({"model_chain_head": "2" * 64}, 1.0, "wrong_base"),
         ({"layout_digest": "2" * 64}, 1.0, "bad_layout"),
-        ({"privacy": "sealed"}, 1.0, "wrong_privacy"),
+        ({"privacy": "masked"}, 1.0, "wrong_privacy"),
         ({"dp_event": msgspec.structs.replace(EVENT, noise_multiplier=0.1)}, 1.0, "wrong_privacy"),
         ({"dp_event": msgspec.structs.replace(EVENT, steps=4)}, 1.0, "wrong_privacy"),
         ({}, np.ones(D + 1, np.float32), "bad_payload"),
         ({}, np.ones((1, D), np.float32), "bad_payload"),
         ({}, np.ones(D, np.float64), "bad_payload"),
-        ({}, b"junk", "bad_payload"),
         ({}, np.nan, "not_finite"),
         ({}, np.inf, "not_finite"),
         ({}, 1e30, "over_norm_bound"),
         ({}, 5.001, "over_norm_bound"),
         # earlier checks win
-        ({"base_version": 7, "privacy": "sealed"}, np.nan, "wrong_base"),
-        ({"privacy": "sealed"}, np.nan, "wrong_privacy"),
+        ({"base_version": 7, "privacy": "masked"}, np.nan, "wrong_base"),
+        ({"privacy": "masked"}, np.nan, "wrong_privacy"),
     ],
 )
 def test_what_breaks_a_public_rule_is_rejected_and_frees_the_site(changes: Any, delta: Any, code: str) -> None:
@@ -254,14 +254,14 @@ def test_norm_bound_allows_float32_rounding() -> None:
     assert bench.round("b", 5.00004).norm > 10.0
 
 
-def test_a_payload_in_bytes_must_be_the_signed_one() -> None:
+def test_what_was_submitted_cannot_be_changed_afterwards() -> None:
     bench = Bench()
-    payload = pack("delta", np.ones(D, np.float32))
-    ticket = bench.issue("a")
-    with pytest.raises(UpdateRejected, match="not the one that was signed"):
-        bench.answer(ticket, payload)
-    ticket = bench.issue("a")
-    assert bench.answer(ticket, payload, payload_sha256=sha256(payload)).norm == 2.0
+    deltas = {site: np.ones(D, np.float32) for site in "abc"}
+    for site, delta in deltas.items():
+        bench.round(site, delta)
+        delta[:] = 5
+    bench.core.apply()
+    assert np.array_equal(bench.core.model, np.ones(D, np.float32))
 
 
 def test_too_stale_is_rejected() -> None:
@@ -300,7 +300,7 @@ def test_a_ticket_of_another_site_is_unknown_and_the_owner_keeps_it() -> None:
     ticket = bench.issue("a")
     bench.issue("b")
     with pytest.raises(UpdateRejected, match="unknown_ticket"):
-        bench.core.submit("b", header(ticket), np.ones(D, np.float32), 1.0)
+        bench.core.submit("b", header(ticket), np.ones(D, np.float32))
     assert bench.core.faults["a"] == []
     assert bench.answer(ticket).norm == 2.0
 
@@ -339,8 +339,63 @@ def test_a_late_answer_of_another_site_is_a_fault() -> None:
     ticket = bench.issue("a")
     bench.core.lose("a", "timeout")
     with pytest.raises(UpdateRejected):
-        bench.core.submit("b", header(ticket), np.ones(D, np.float32), 1.0)
+        bench.core.submit("b", header(ticket), np.ones(D, np.float32))
     assert len(bench.core.faults["b"]) == 1
+
+
+# -- a new process goes on ------------------------------------------------------------------------------------------
+
+
+def test_a_new_process_goes_on_with_what_is_outstanding_and_what_is_in_the_buffer() -> None:
+    bench = Bench()
+    bench.round("a")
+    open_ = bench.issue("b")
+    used = dict(bench.core.rounds_used)
+    bench.core.take_over(1e6)
+    assert bench.core.outstanding("b") == Ticket("t1", "b", 0, open_.head, 1e6, open_.model)
+    assert bench.core.expired(1e6 + 29) == []
+    assert bench.core.buffered == ("a",)
+    assert bench.core.wants() == ["c", "d"]
+    bench.answer(open_)
+    bench.round("c")
+    assert bench.core.apply().sites == ("a", "b", "c")
+    assert bench.core.rounds_used == {**used, "c": 1}
+
+
+def test_what_the_old_process_had_counted_may_come_once_more_and_counts_for_nothing() -> None:
+    bench = Bench(max_faults=1)
+    buffered, applied = bench.issue("d"), [bench.issue(site) for site in "abc"]
+    for ticket in applied:
+        bench.answer(ticket)
+    bench.core.apply()
+    bench.answer(buffered)
+    model, head = bench.core.model.copy(), bench.core.head
+    bench.core.take_over(0.0)
+    for ticket in (buffered, *applied):
+        with pytest.raises(UpdateRejected, match="no fault"):
+            bench.answer(ticket)
+        assert bench.core.faults[ticket.site] == []
+        with pytest.raises(UpdateRejected, match="unknown_ticket"):
+            bench.answer(ticket)
+    assert set(bench.core.excluded) == {"a", "b", "c", "d"}
+    assert np.array_equal(bench.core.model, model)
+    assert bench.core.head == head
+
+
+def test_an_open_ticket_keeps_the_model_that_it_is_for() -> None:
+    """A new process has to send the very model again, and by then there may be newer ones."""
+    bench = Bench()
+    ticket = bench.issue("d")
+    for site in "abc":
+        bench.round(site)
+    bench.core.apply()
+    bench.core.take_over(0.0)
+    kept = bench.core.outstanding("d")
+    assert kept is not None
+    assert np.array_equal(kept.model, np.zeros(D))
+    assert sha256(pack("w", kept.model)) == bench.core.links[kept.version]
+    assert bench.core.links[1] == sha256(pack("w", bench.core.model))
+    assert bench.answer(ticket).staleness == 1
 
 
 def test_refusal_is_no_fault_and_keeps_what_was_given_before() -> None:

@@ -4,12 +4,11 @@ import base64
 import queue
 from datetime import UTC, datetime
 
-import numpy as np
 import pytest
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.shareable import make_reply
-from safetensors.numpy import load_file
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from cordon import messages, signing
 from cordon.errors import ConfigError
@@ -44,11 +43,7 @@ def test_a_job_from_challenge_to_model(federate):
         assert 0.5 < made["auc"] <= 1
     assert log[-1] == {"t": log[-1]["t"], "kind": "done", "versions": 3, "reason": "all 3 versions made"}
     assert not _of(log, "rejected") + _of(log, "lost") + _of(log, "refused")
-    model = federation.run_dir / MODEL_FILE
-    assert messages.sha256(model.read_bytes()) == _of(log, "version")[-1]["sha256"]
-    arrays = load_file(model)
-    assert sum(array.size for array in arrays.values()) == 31
-    assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values())
+    assert (federation.run_dir / MODEL_FILE).stat().st_size > 31 * 4  # what is in it: test_model_at_rest
 
 
 def test_nobody_waits_for_the_slowest(federate):
@@ -317,7 +312,8 @@ def test_a_refusal_in_the_middle(federate):
         if site != "hospital-b" or task != "train" or session.setdefault("rounds", 0):
             return [reply]
         session["rounds"] = 1
-        return [executors._refuse(federation.sites[site].session, "plan_exhausted", {})]
+        refusal = executors._refuse(federation.sites[site].session, "plan_exhausted", {})
+        return [FLModelUtils.to_shareable(refusal)]
 
     federation.on_reply = refuse
     log = federation.run()

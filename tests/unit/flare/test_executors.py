@@ -12,17 +12,23 @@ from cordon import messages, signing
 from cordon.attest.appraise import appraise
 from cordon.errors import (
     AttestError,
+    BrokerUnavailable,
     ConfigError,
     CordonError,
     DataError,
     MappingError,
     PolicyRefused,
     PrivacyError,
+    Refused,
     RowsRejected,
+    SealError,
     SignatureError,
     SourceError,
+    UpdateRejected,
+    VaultError,
 )
 from cordon.flare import executors, plan, session
+from cordon.sealing import OVERHEAD, kem_digest
 from fakes.federation_kits import make_kits
 from fakes.in_process import JOB_ID, message, open_message, said
 
@@ -40,7 +46,9 @@ def test_a_round_gives_a_signed_clipped_update_of_the_plan(hand, trained):
     assert header.job == JOB_ID
     assert (header.base_version, header.model_chain_head) == (0, coordinator.head)
     assert header.layout_digest == coordinator.layout.digest
-    assert header.privacy == "unsafe_plain"
+    assert header.privacy == "sealed"
+    assert header.sealed_to == kem_digest(coordinator.keys.kem_public_bytes)
+    assert header.ledger is None
     assert header.dp_event == plan.round_event(coordinator.job)
     assert 0 < np.linalg.norm(delta) <= coordinator.job.controller.norm_bound * (1 + 1e-6)
     assert trained == [1]
@@ -60,16 +68,20 @@ def test_nothing_but_the_signed_message_leaves_the_site(hand):
     body = signing.unverified_body(dxo.meta["cordon"]["update"])
     assert set(body) == {
         *("v", "job", "ticket", "base_version", "model_chain_head", "layout_digest"),
-        *("privacy", "dp_event", "payload_sha256", "ledger"),
+        *("privacy", "dp_event", "sealed_to", "payload_sha256", "ledger"),
     }
     assert body["dp_event"] == {
         "mechanism": "poisson_subsampled_gaussian",
         **{name: getattr(coordinator.job.executor.dp, name) for name in ("noise_multiplier", "sampling_rate", "steps")},
         **{name: getattr(coordinator.job.executor.dp, name) for name in ("clip_norm", "unit")},
     }
-    assert dxo.data["payload"].tobytes() == messages.pack(
-        "delta", messages.unpack("delta", dxo.data["payload"].tobytes(), coordinator.layout.size)
+    sealed = dxo.data["payload"].tobytes()
+    trained = site.session.trained
+    assert trained.plaintext == messages.pack(
+        "delta", messages.unpack("delta", trained.plaintext, coordinator.layout.size)
     )
+    assert len(sealed) == len(trained.plaintext) + OVERHEAD
+    assert not any(trained.plaintext[at : at + 8] in sealed for at in range(len(trained.plaintext) - 8))
 
 
 def test_attest_says_no_more_than_evidence_and_challenge(hand):
@@ -77,11 +89,11 @@ def test_attest_says_no_more_than_evidence_and_challenge(hand):
     assert set(parts) == {"evidence", "nonce", "policy_digest", "lease_s"}
 
 
-def test_the_same_ticket_again_gets_the_same_bytes_and_costs_nothing(hand, trained):
+def test_the_same_ticket_again_gets_the_same_update_under_a_new_seal_and_costs_nothing(hand, trained):
     coordinator, model = _attested(hand)
-    first = open_message(coordinator.train(model))
-    again = open_message(coordinator.train(model))
-    assert first == again
+    first, again = coordinator.train(model), coordinator.train(model)
+    assert coordinator.opened(first)[1] == coordinator.opened(again)[1]
+    assert open_message(first)[1] != open_message(again)[1]
     assert trained == [1]
     assert coordinator.site.session.rounds_used == 1
 
@@ -173,6 +185,13 @@ def test_a_slow_site_of_the_poc_still_sends_at_a_tick(tmp_path, hand, clock):
         (AttestError([("c", "d")]), "attestation_failed"),
         (SignatureError("x"), "bad_message"),
         (PrivacyError("x"), "plan_exhausted"),
+        (VaultError("truncated", "x"), "data_vault"),
+        (Refused("lease_revoked", "x"), "key_refused"),
+        (Refused("patient 17 of Dr. X", "x"), "key_refused"),
+        (Refused("rate_limited", "x"), "key_unavailable"),  # says nothing about who asks
+        (BrokerUnavailable("x"), "key_unavailable"),
+        (SealError("x"), "key_refused"),
+        (UpdateRejected("bad_seal", "x"), "bad_message"),
         (ConfigError("x"), "site_error"),
         (CordonError("x"), "site_error"),
     ],
