@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cordon import documents, job, messages, models
 from cordon.data.contract import FeatureContract, Mapping
 from cordon.data.load import load_patients
+from cordon.data.source import FolderSource
 from cordon.demo import samples, wdbc
 from cordon.dp.train import train_round
 from cordon.robust.rules import RULES
@@ -53,7 +54,7 @@ def fhir(repeat: int) -> tuple[float, float]:
         source = Path(folder) / "fhir"
         samples.write_hospital("hospital-a", "fhir", source, wdbc.load())
         lines = (source / "Observation.ndjson").read_bytes().splitlines()
-        ours = best(repeat, lambda: load_patients(contract, mapping, "fhir", source))
+        ours = best(repeat, lambda: load_patients(contract, mapping, "fhir", FolderSource(source)))
         floor = best(repeat, lambda: [msgspec.json.decode(line) for line in lines])
     return ours, floor
 
@@ -89,7 +90,7 @@ def message(repeat: int) -> tuple[float, float]:
     digest = "0" * 64
     header = messages.UpdateHeader(
         v=1, job="j", ticket="t", base_version=0, model_chain_head=digest, layout_digest=digest,
-        privacy="unsafe_plain", dp_event=messages.DPEvent.of(parsed.executor.dp), payload_sha256=digest,
+        privacy="sealed", dp_event=messages.DPEvent.of(parsed.executor.dp), sealed_to=digest, payload_sha256=digest,
     )  # fmt: skip
     envelope = messages.sign(key, header)
     data = b"x" * len(envelope["payload"])

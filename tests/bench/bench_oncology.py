@@ -132,10 +132,11 @@ def simulate(
             layout_digest=layout.digest,
             privacy=args.privacy,
             dp_event=event,
+            sealed_to="0" * 64,
             payload_sha256="0" * 64,
         )
         try:
-            coordinator.submit(site, header, (attack if site == ATTACKER else honest)(delta, args.norm_bound), now)
+            coordinator.submit(site, header, (attack if site == ATTACKER else honest)(delta, args.norm_bound))
         except UpdateRejected:
             continue
         if coordinator.ready():

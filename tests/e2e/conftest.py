@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,8 @@ import pytest
 
 from cordon.demo.kits import fill_kits
 from cordon.flare import poc
-from cordon.report import events
+from fakes.lead import PROJECT, Lead
 
-PROJECT = Path("provisioning") / "project.poc.yml"
 SERVER_CONFIG = "app/config/config_fed_server.json"
 CLIENT_CONFIG = "app/config/config_fed_client.json"
 
@@ -25,8 +21,8 @@ def federation(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """Started, all sites connected, every kit filled with its share of the demo's patients."""
     prepared = poc.prepare(repo_root / PROJECT, tmp_path_factory.mktemp("federation"))
     assert len(list(fill_kits(prepared.workspace, seed=0))) == 6
-    prepared.start()
     try:
+        prepared.start()
         yield prepared
     finally:
         prepared.stop()
@@ -52,49 +48,6 @@ def job_variant(repo_root: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-class Lead:
-    """The lead, through FLARE's own command line."""
-
-    def __init__(self, federation: poc.Poc) -> None:
-        self.federation = federation
-
-    def nvflare(self, *args: str) -> tuple[int, str]:
-        """(exit code, output) of an ``nvflare`` command with the lead's kit."""
-        done = subprocess.run(
-            [sys.executable, "-m", "nvflare.cli", *args, "--startup-kit", str(self.federation.kit(poc.LEAD))],
-            env=self.federation.environment(),
-            cwd=self.federation.home,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    def submit(self, folder: Path) -> str:
-        """``nvflare job submit``: the job's id."""
-        code, output = self.nvflare("job", "submit", "-j", str(folder), "--format", "json")
-        assert code == 0, output
-        return str(json.loads(output[output.index("{") :])["data"]["job_id"])
-
-    def wait(self, job_id: str, timeout_s: float = 180) -> dict[str, Any]:
-        """The job's record once it has ended."""
-        deadline = time.monotonic() + timeout_s
-        with self.federation.session() as session:
-            while time.monotonic() < deadline:
-                meta = session.get_job_meta(job_id)
-                if str(meta["status"]).startswith("FINISHED"):
-                    return dict(meta)
-                time.sleep(1)
-        raise AssertionError(f"job {job_id} did not end within {timeout_s} s")
-
-    def result(self, job_id: str, target: Path) -> tuple[Path, tuple[events.Event, ...]]:
-        """(downloaded result folder with events and model, its events)."""
-        with self.federation.session() as session:
-            folder = Path(session.download_job_result(job_id, str(target)))
-        found = next(iter(folder.rglob("events.jsonl")))
-        return found.parent, events.read(found)
 
 
 @pytest.fixture

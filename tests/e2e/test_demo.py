@@ -63,7 +63,7 @@ def test_demo_trains_reports_and_leaves_nothing_behind(repo_root, tmp_path, temp
     # The stable keys, and what they must say.
     assert set(metrics) == {
         "job_id", "job", "wall_s", "versions", "auc", "accuracy", "auc_centralised", "auc_local", "sites",
-        "aggregation", "model_sha256",
+        "aggregation", "key_releases", "model_sha256",
     }  # fmt: skip
     assert metrics["wall_s"] > 0
     assert list(metrics["sites"]) == SITES
@@ -81,23 +81,34 @@ def test_demo_trains_reports_and_leaves_nothing_behind(repo_root, tmp_path, temp
     attacker = metrics["sites"]["hospital-e"]
     assert attacker["role"] == "malicious (on purpose)" and attacker["status"] == "excluded"
     assert (attacker["updates"], attacker["rejected"], attacker["reasons"]) == (0, 2, {"over_norm_bound": 2})
+    # One release per hospital; a lease that came near its end on a slow machine was renewed.
+    for name, keys in metrics["key_releases"].items():
+        assert keys["released"] == keys["leases"] >= 1 and keys["refused"] == {}, name
+        assert keys["evidence"] == ["software"]
+    assert list(metrics["key_releases"]) == SITES and metrics["aggregation"]["privacy"] == "sealed"
     assert metrics["auc"] > 0.94  # .96 is what is promised and measured; noise is never seeded, so leave it room here
     assert 0.97 < metrics["auc_centralised"] <= 1.0 and set(metrics["auc_local"]) == set(SITES[:4])
 
     # The artefacts.
     model = out / "model.safetensors"
     assert hashlib.sha256(model.read_bytes()).hexdigest() == metrics["model_sha256"]
+    assert (out / "model.sealed").read_bytes()[1:8] == b"cordonM"
     assert sorted(load_file(model)) and sum(array.size for array in load_file(model).values()) == 31
     log = events.read(next((out / "logs").rglob("events.jsonl")))
     assert sum(isinstance(event, events.VersionMade) for event in log) == metrics["versions"]
     report = (out / "report.html").read_text(encoding="utf-8")
     assert all(site in report for site in SITES) and "proves nothing about hardware" in report
+    assert "Software evidence proves nothing" in report and "Mode sealed" in report
+    receipts = {site: (out / "logs" / "broker" / f"{site}.receipts.jsonl").read_text().splitlines() for site in SITES}
+    assert all(len(lines) >= 1 for lines in receipts.values())
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", report)
-    assert sorted(path.name for path in out.iterdir()) == ["logs", "metrics.json", "model.safetensors", "report.html"]
+    kept = ["logs", "metrics.json", "model.safetensors", "model.sealed", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == kept
 
     # Nothing left: no key, no process, no temporary file.
     kept = [path for path in out.rglob("*") if path.is_file()]
-    assert not [path for path in kept if path.suffix in {".key", ".crt", ".pem"} or b"PRIVATE KEY" in path.read_bytes()]
+    secret = re.compile(rb"PRIVATE KEY|RELEASE KEY|CORDKEK1|SQLite format 3")
+    assert not [path for path in kept if path.suffix in {".key", ".crt", ".pem"} or secret.search(path.read_bytes())]
     assert leftovers(out) == []
     assert list(temporary.iterdir()) == []
 

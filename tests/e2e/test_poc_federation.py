@@ -1,6 +1,7 @@
 """The job on a real POC federation: by console, by command line, refused, with broken sites, with a killed site."""
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -10,8 +11,14 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
+from cordon import sealed_model
+from cordon.data.vault import seal
+from cordon.demo import samples, wdbc
+from cordon.demo.kits import seal_into
+from cordon.flare import poc_documents
+from cordon.flare.persistor import MODEL_FILE
 from cordon.flare.poc import LEAD
 from cordon.report import events
 
@@ -69,11 +76,11 @@ def test_lead_trains_oncology_from_the_admin_console(federation, lead, repo_root
     found = [path for path in kit.rglob("events.jsonl") if job_id in str(path)]
     assert found, f"download_job left no result under {kit}"
     log = events.read(found[0])
-    model = found[0].parent / "model.safetensors"
+    _, model = sealed_model.open_file(found[0].parent / MODEL_FILE, [poc_documents.release_key(federation.state)])
     versions = of(log, events.VersionMade)
     assert len(versions) == 14 and of(log, events.Done)[0].versions == 14
-    assert hashlib.sha256(model.read_bytes()).hexdigest() == versions[-1].sha256
-    assert sum(array.size for array in load_file(model).values()) == 31
+    assert hashlib.sha256(model).hexdigest() == versions[-1].sha256
+    assert sum(array.size for array in load(model).values()) == 31
     # The attacker's first two updates are over the public bound: refused at once, then it is out.
     refused = of(log, events.Rejected)
     assert [(event.site, event.reason) for event in refused] == [("hospital-e", "over_norm_bound")] * 2
@@ -136,22 +143,30 @@ def test_job_with_code_is_refused_at_the_door(federation, lead, job_variant):
     assert known() == before
 
 
+def table_of_hospital_e(folder):
+    """The plain table from which the vault of hospital-e was sealed."""
+    samples.write_hospital("hospital-e", "csv", folder / "patients.csv", wdbc.split(0).sites["hospital-e"])
+    return folder / "patients.csv"
+
+
 def test_one_hospitals_trouble_is_told_and_the_others_train(federation, lead, job_variant, tmp_path):
-    """hospital-a lost its mapping, hospital-e has a NaN: both are named with the reason, two versions are made."""
+    """hospital-a lost its mapping, hospital-e sealed a NaN: both are named with the reason, two versions are made."""
     mapping = federation.kit("hospital-a") / "local" / "mappings" / "wdbc-1.0.0.yml"
-    table = federation.kit("hospital-e") / "data" / "patients.csv"
-    saved = table.read_text()
-    lines = saved.splitlines()
+    vault = federation.kit("hospital-e") / "data" / "patients.vault"
+    table = table_of_hospital_e(tmp_path / "plain")
+    lines = table.read_text().splitlines()
     cells = lines[1].split(",")
     cells[3] = "nan"
-    aside = shutil.move(mapping, tmp_path / "aside.yml")  # a kit holds no file that provisioning does not write
     table.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n")
+    aside = shutil.move(mapping, tmp_path / "aside.yml")  # a kit holds no file that provisioning does not write
+    good = shutil.move(vault, tmp_path / "good.vault")
+    seal_into(federation.broker, "hospital-e", table.parent, vault)
     try:
         job_id = lead.submit(job_variant(SHORT))
         meta = lead.wait(job_id)
     finally:
         shutil.move(aside, mapping)
-        table.write_text(saved)
+        shutil.move(good, vault)
     said = [line for line in meta["job_deploy_detail"] if line.startswith("hospital-a: ")]
     assert said and "wdbc-1.0.0.yml: missing" in said[0] and "cordon sign" in said[0], meta["job_deploy_detail"]
     _, log = lead.result(job_id, tmp_path / "result")
@@ -159,6 +174,22 @@ def test_one_hospitals_trouble_is_told_and_the_others_train(federation, lead, jo
     assert [version.sites for version in of(log, events.VersionMade)] == [
         ["hospital-b", "hospital-c", "hospital-d"]
     ] * 2
+
+
+def test_a_vault_without_a_key_at_the_broker_is_told_by_reason(federation, lead, job_variant, tmp_path):
+    """hospital-b's file is replaced by a vault that its broker never saw: no key, and three others train."""
+    vault = federation.kit("hospital-b") / "data" / "patients.vault"
+    good = shutil.move(vault, tmp_path / "good.vault")
+    seal([("patients.csv", io.BytesIO(b"patient_id\n"))], vault, bytes(32))
+    try:
+        job_id = lead.submit(job_variant(SHORT))
+        lead.wait(job_id)
+    finally:
+        vault.unlink()
+        shutil.move(good, vault)
+    _, log = lead.result(job_id, tmp_path / "result")
+    assert [(event.site, event.reason) for event in of(log, events.SiteRefused)] == [("hospital-b", "key_refused")]
+    assert len(of(log, events.VersionMade)) == 2
 
 
 def test_killed_site_does_not_stop_the_job(federation, lead, job_variant, tmp_path):
@@ -186,13 +217,13 @@ def test_killed_site_does_not_stop_the_job(federation, lead, job_variant, tmp_pa
     versions = of(log, events.VersionMade)
     assert len(versions) == 5
     assert versions[-1].sites == ["hospital-a", "hospital-c", "hospital-d"]
-    assert (folder / "model.safetensors").exists()
+    assert (folder / MODEL_FILE).exists()
     shutil.rmtree(tmp_path / "result")
 
 
-def test_no_measurement_of_a_patient_is_in_any_log(federation):
+def test_no_measurement_of_a_patient_is_in_any_log(federation, tmp_path):
     """Every number that the logs hold, against every number that the CSV hospital's table holds."""
-    table = (federation.kit("hospital-e") / "data" / "patients.csv").read_text().splitlines()
+    table = table_of_hospital_e(tmp_path).read_text().splitlines()
     values = {cell for line in table[1:] for cell in line.split(",") if len(cell) >= 6 and "." in cell}
     assert len(values) > 500
     logs = [path for path in Path(federation.workspace).rglob("*log*") if path.suffix in {".txt", ".log", ".jsonl"}]

@@ -1,5 +1,6 @@
 """Provisioning for real: FLARE's own commands with our project files; the kits are opened and checked."""
 
+import base64
 import json
 import os
 import shutil
@@ -21,10 +22,12 @@ from nvflare.lighter.utils import verify_folder_signature
 
 from cordon import documents, job, signing, study
 from cordon.attest import policy as attestation
+from cordon.broker.config import BrokerConfig
 from cordon.errors import ConfigError, MappingError, SignatureError
-from cordon.flare import cc_profile
+from cordon.flare import cc_profile, poc_broker, poc_documents
 from cordon.flare.kit import load_kit, read_kit
 from cordon.flare.provision import project_folder
+from cordon.sealing import KemKey
 from cordon.site import pin
 
 HOSPITALS = [f"hospital-{letter}" for letter in "abcde"]
@@ -166,11 +169,14 @@ def test_roles(poc):
 def test_no_kit_holds_a_key_of_somebody_else(poc):
     state = poc.parent / "state"
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
-    secrets = {}
-    for path in sorted((state / "cordon_keys").glob("*.key")):
+    secrets, broker = {}, poc.parent / "cordon_broker"
+    own = [broker / name for name in ("tls.key", "kek", "passphrase")]
+    for path in sorted([*(state / "cordon_keys").glob("*.key"), *own]):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         secrets[path.name] = path.read_bytes()
-    assert len(secrets) == 2 * len(HOSPITALS) + 1
+    # policy and steward of each hospital; root of the software TEE, release key of the lead; the broker's three
+    assert len(secrets) == 2 * len(HOSPITALS) + 2 + 3
+    assert stat.S_IMODE(broker.stat().st_mode) == 0o700
     seen = set()
     for path in poc.rglob("*"):
         if path.is_file():
@@ -180,6 +186,27 @@ def test_no_kit_holds_a_key_of_somebody_else(poc):
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600
                 assert data not in seen, path
                 seen.add(data)
+
+
+def test_kits_and_the_broker_name_each_other(poc):
+    """A tenant per hospital, its key in the contract, its TLS key and address in every site's signed policy."""
+    now, folder = datetime.now(UTC), poc.parent / "cordon_broker"
+    settings = documents.load(folder / "broker.yml", BrokerConfig)
+    agreed = read_kit(poc / "server", now).study
+    certificate = signing.load_public_key((folder / "tls.pem").read_bytes())
+    assert [each.site for each in settings.tenants] == HOSPITALS
+    for name in HOSPITALS:
+        kit = read_kit(poc / name, now)
+        assert kit.policy.broker.url == f"https://127.0.0.1:{settings.listen.port}" == "https://127.0.0.1:8004"
+        assert kit.policy.broker.spki == signing.encode_spki(certificate)
+        with poc_broker.opened(folder, name, now) as broker:
+            assert broker.signing_key.public_key() == agreed.hospital(name).broker_key
+            assert broker.study == kit.study.digest == agreed.digest
+            assert broker.policy_digest == kit.attest_policy_digest
+    assert len({agreed.hospital(name).broker_spki for name in HOSPITALS}) == len(HOSPITALS)
+    assert list(agreed.release.holders) == ["lead"] and agreed.release.persons == 1
+    own = poc_documents.release_key(poc.parent / "state")
+    assert agreed.release.holders["lead"] == own.public_bytes
 
 
 def test_flare_signed_the_whole_kit(poc):
@@ -349,8 +376,10 @@ def _containers_project(repo_root, folder, **arguments):
         ({}, "poc", "profile 'poc' does not fit this command"),
         ({"profile": "production"}, "provision", "true with profile poc only"),
         ({"unsafe_containers": "no"}, "provision", "unsafe_containers is true or false"),
+        ({"broker": None}, "provision", "a vault wants a key broker: give CordonBuilder the argument broker"),
+        ({"broker": {"host": "broker"}}, "provision", "argument broker: Object missing required field `port`"),
     ],
-    ids=["without the flag", "flag off", "with the other command", "production", "not a boolean"],
+    ids=["no flag", "flag off", "the other command", "production", "not a boolean", "no broker", "half a broker"],
 )
 def test_poc_kits_by_nvflare_provision_are_refused_unless_asked_for(repo_root, tmp_path, arguments, command, reason):
     file, workspace = _containers_project(repo_root, tmp_path, **arguments), tmp_path / "ws"
@@ -526,7 +555,8 @@ def _sign_everything(roster_file, folder, repo_root):
     signed = folder / "provisioning" / "signed"
     signed.mkdir()
     for each in hospitals:
-        each["policy_spki"] = each["steward_spki"] = signing.encode_spki(keys[each["name"]].public_key())
+        own = signing.encode_spki(keys[each["name"]].public_key())
+        each["policy_spki"] = each["steward_spki"] = each["broker_spki"] = own
     contract = {
         "version": "cordon/study/v1",
         "study": "trial",
@@ -538,6 +568,7 @@ def _sign_everything(roster_file, folder, repo_root):
         "jobs": ["oncology"],
         "time_grid_s": 60.0,
         "evaluation": {"kind": "none"},
+        "release": {"holders": {"lead": base64.b64encode(KemKey.generate().public_bytes).decode()}},
     }
     (signed / "study.yml").write_text(yaml.safe_dump(contract))
     coordinator = {
@@ -551,7 +582,8 @@ def _sign_everything(roster_file, folder, repo_root):
     template["allow"] |= {"studies": ["trial"], "contracts": ["a" * 64], "privacy_modes": ["sealed"]}
     for name, key in keys.items():
         documents.sign_file(signed / "study.yml", study.SCHEMA, key)
-        (signed / f"{name}.yml").write_text(yaml.safe_dump({**template, "site": name}))
+        broker = {"url": f"https://broker.{name}.example:8004", "spki": signing.encode_spki(key.public_key())}
+        (signed / f"{name}.yml").write_text(yaml.safe_dump({**template, "site": name, "broker": broker}))
         documents.sign_file(signed / f"{name}.yml", "cordon/site/v1", key)
 
     project = yaml.safe_load((folder / "provisioning" / "project.yml").read_text())

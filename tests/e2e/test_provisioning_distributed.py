@@ -200,6 +200,7 @@ def _contract(spki, hospitals=HOSPITALS):
             "mtls_spki": spki[name][name],
             "policy_spki": spki[name]["policy"],
             "steward_spki": spki[name]["steward"],
+            "broker_spki": spki[name]["steward"],  # of `cordon broker init`, on a machine that no kit is made on
         }
         for name in hospitals
     ]
@@ -231,6 +232,7 @@ def _documents(party, repo_root):
     policy = yaml.safe_load((repo_root / "provisioning" / "poc" / "hospital-a.yml").read_text())
     policy["site"] = party.name
     policy["allow"] |= {"studies": ["trial"], "contracts": ["a" * 64], "privacy_modes": ["sealed"]}
+    policy["broker"] = {"url": "https://broker.example:8004", "spki": _spki(party.folder / "steward.pub")}
     (signed / f"{party.name}.yml").write_text(yaml.safe_dump(policy))
     (signed / "mappings").mkdir()
     mapping = shutil.copy(

@@ -5,6 +5,9 @@ import importlib.util
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from cordon.cli import parser
+from cordon.flare import poc_broker
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -88,7 +94,7 @@ def compose_findings(compose, root=ROOT, folder=DOCKER):
             "no-new-privileges": "no-new-privileges:true" in service.get("security_opt", []),
             "mem_limit": "mem_limit" in service,
             "pids_limit": "pids_limit" in service,
-            "tmpfs": {"/tmp", "/workspace/startup", "/workspace/local"}
+            "tmpfs": ({"/tmp"} if name == "broker" else {"/tmp", "/workspace/startup", "/workspace/local"})
             == {entry.split(":")[0] for entry in service.get("tmpfs", [])},
             "not privileged": not service.get("privileged") and not service.get("cap_add"),
             "own network": service.get("network_mode") is None and bool(service.get("networks")),
@@ -98,6 +104,10 @@ def compose_findings(compose, root=ROOT, folder=DOCKER):
         for volume in service.get("volumes", []):
             if "docker.sock" in volume:
                 findings.append(f"{name}: mounts the engine's socket")
+            if re.search(r":/etc/cordon-broker(:|$)", volume) and not volume.endswith(":ro"):
+                findings.append(f"{name}: the broker could change its own configuration and keys: {volume}")
+            if "cordon_broker" in volume and name != "broker":
+                findings.append(f"{name}: holds the broker's keys: {volume}")
             if re.search(r":/kit/(startup|local)(:|$)", volume) and not volume.endswith(":ro"):
                 findings.append(f"{name}: the kit is mounted writable: {volume}")
             if re.search(r":/workspace/(startup|local)(/|:|$)", volume):
@@ -116,8 +126,11 @@ def compose_findings(compose, root=ROOT, folder=DOCKER):
             findings += [f"{name}: network {network} is not internal" for network in reach]
             for other, theirs in compose["services"].items():
                 shared = set(service.get("networks", [])) & set(theirs.get("networks", []))
-                if other not in (name, "coordinator") and shared:
+                if other not in (name, "coordinator", "broker") and shared:
                     findings.append(f"{name} reaches {other}")
+    met = set(compose["services"]["coordinator"]["networks"]) & set(compose["services"]["broker"]["networks"])
+    if met or compose["services"]["broker"].get("ports"):
+        findings.append("broker: others than the hospitals reach it")
     return findings
 
 
@@ -131,8 +144,45 @@ def test_dockerfile_holds_to_the_rules(path):
     assert dockerfile_findings(path.read_text()) == []
 
 
-def test_both_images_are_there():
-    assert [path.name for path in DOCKERFILES] == ["Dockerfile.coordinator", "Dockerfile.site"]
+def test_all_images_are_there():
+    assert [path.name for path in DOCKERFILES] == ["Dockerfile.broker", "Dockerfile.coordinator", "Dockerfile.site"]
+
+
+def test_the_broker_image_holds_no_torch_and_starts_the_broker():
+    parsed = instructions((DOCKER / "Dockerfile.broker").read_text())
+    assert not [arguments for _, arguments in parsed if "torch" in arguments]
+    final = dict(stages(parsed)[-1])
+    command = json.loads(final["ENTRYPOINT"]) + json.loads(final["CMD"])
+    assert command[:4] == ["/opt/cordon/bin/python", "-I", "-m", "cordon.cli"]
+    args = parser("broker").parse_args(command[4:])
+    assert (args.config, args.json) == (Path("/etc/cordon-broker/broker.yml"), True)
+    assert "install -d -o cordon -g cordon -m 0700 /var/lib/cordon-broker" in final["RUN"]
+
+
+def test_what_the_broker_image_runs_needs_no_torch_and_no_flare():
+    code = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "nvflare", "opacus", "monai"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import cordon.broker.tenant, cordon.dp.accounting
+import cordon.cli.broker.init, cordon.cli.broker.keep, cordon.cli.broker.serve
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_brokers_health_check_sees_whether_something_listens(monkeypatch):
+    final = dict(stages(instructions((DOCKER / "Dockerfile.broker").read_text()))[-1])
+    command = [sys.executable, *json.loads(final["HEALTHCHECK"].split("CMD", 1)[1])[1:]]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        monkeypatch.setenv("BROKER_PORT", str(listener.getsockname()[1]))
+        assert subprocess.run(command, timeout=30, check=False).returncode == 0
+    assert subprocess.run(command, timeout=30, check=False, capture_output=True).returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -158,7 +208,7 @@ def test_a_broken_dockerfile_is_found(path, old, new, finding):
 
 
 def test_compose_holds_to_the_rules(compose):
-    assert set(compose["services"]) == {"coordinator", "hospital-a", "hospital-b"}
+    assert set(compose["services"]) == {"coordinator", "broker", "hospital-a", "hospital-b"}
     assert compose_findings(compose) == []
 
 
@@ -175,6 +225,21 @@ def test_a_hospital_that_reaches_out_is_found(compose):
     )
 
 
+def test_a_broker_that_the_coordinator_reaches_is_found(compose):
+    compose["services"]["broker"]["networks"].append("hospital-a")
+    assert "broker: others than the hospitals reach it" in compose_findings(compose)
+
+
+def test_the_brokers_keys_at_a_hospital_are_found(compose):
+    compose["services"]["hospital-a"]["volumes"].append("./kits/cordon_broker:/keys:ro")
+    assert any("holds the broker's keys" in found for found in compose_findings(compose))
+
+
+def test_a_broker_that_can_write_its_configuration_is_found(compose):
+    compose["services"]["broker"]["volumes"][0] = "./kits/cordon_broker:/etc/cordon-broker"
+    assert any("change its own configuration" in found for found in compose_findings(compose))
+
+
 def test_a_writable_kit_is_found(compose):
     compose["services"]["coordinator"]["volumes"][-1] = "./kit/local:/kit/local"
     assert any("writable" in found for found in compose_findings(compose))
@@ -188,12 +253,25 @@ def test_a_kit_that_flare_reads_from_the_host_is_found(compose):
 def test_what_the_try_out_mounts_is_what_its_project_makes(compose):
     project = yaml.safe_load((DOCKER / "project.yml").read_text())
     kits = {each["name"]: each for each in project["participants"] if each["type"] != "admin"}
-    assert set(compose["services"]) == set(kits)
-    mounted = [volume for service in compose["services"].values() for volume in service["volumes"]]
+    assert set(compose["services"]) == {*kits, "broker"}
+    mounted = [volume for name in kits for volume in compose["services"][name]["volumes"]]
     places = {"startup": "/kit/startup", "local": "/kit/local", "data": "/workspace/data"}
     assert {f"/{name}/{part}:{place}:ro" for name in kits for part, place in places.items()} == {
         volume.split("}")[-1] for volume in mounted if "CORDON_KITS" in volume
     }
+    builder = next(each for each in project["builders"] if each["path"].endswith(".CordonBuilder"))
+    broker, place = compose["services"]["broker"], builder["args"]["broker"]
+    assert broker["hostname"] == place["host"] and place["listen"] == "0.0.0.0"  # noqa: S104 - in its container
+    made = f"${{CORDON_KITS}}/../{poc_broker.FOLDER}"
+    assert [volume.split(":")[0] for volume in broker["volumes"]] == [made, f"{made}/{poc_broker.STATE}"]
+    assert "ports" not in broker and not set(broker["networks"]) & set(compose["services"]["coordinator"]["networks"])
+    assert [volume.split(":", 1)[1] for volume in broker["volumes"]] == [
+        "/etc/cordon-broker:ro",
+        f"/etc/cordon-broker/{poc_broker.STATE}",
+    ]
+    image = dict(stages(instructions((DOCKER / "Dockerfile.broker").read_text()))[-1])
+    assert image["EXPOSE"] == str(place["port"])
+    assert f"BROKER_PORT={place['port']}" in image["ENV"]
     server = kits["coordinator"]
     assert compose["services"]["coordinator"]["hostname"] == server["default_host"] == "coordinator"
     assert compose["services"]["coordinator"]["ports"] == [f"127.0.0.1:{server['admin_port']}:{server['admin_port']}"]

@@ -19,7 +19,7 @@ import cordon
 from cordon.attest.verdict import printable
 from cordon.errors import CordonError
 
-GROUPS = ("demo", "data", "sign", "attest", "kit")
+GROUPS = ("demo", "data", "vault", "broker", "model", "sign", "attest", "kit")
 USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 3, 70, 130, 141  # the last two: 128 + SIGINT, 128 + SIGPIPE
 
 

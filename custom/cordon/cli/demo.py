@@ -26,9 +26,10 @@ def add_parser(sub: Any) -> None:
 
     samples = sub.add_parser(
         "sample-data",
-        help="write the demo's patients into the kits of a prepared POC workspace",
+        help="put the demo's patients into the vaults of a prepared POC workspace",
         description="For `nvflare poc prepare -i provisioning/project.poc.yml`: gives each hospital its share of the "
-        "demo's patients in its own form, and the coordinator the public reference set.",
+        "demo's patients in its own form, sealed into the vault that its policy names, and the vault's key to its key "
+        "broker; the coordinator gets the public reference set.",
     )
     samples.add_argument(
         "workspace", type=Path, help="POC workspace ($NVFLARE_POC_WORKSPACE, default /tmp/nvflare/poc)"

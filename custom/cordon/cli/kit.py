@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cordon import documents, signing, study
-from cordon.cli.sign import SIGNED, write_new
+from cordon import documents, new_file, signing, study
+from cordon.cli.sign import SIGNED
 from cordon.errors import ConfigError
 from cordon.signing import PublicKey
 from cordon.site import pin
@@ -87,7 +87,7 @@ def _pin(args: argparse.Namespace) -> int:
     if args.attestation is not None:
         policies["attestation"] = _digest("attestation", args.attestation, key)
     made = pin.make(agreed, args.site, key, policies)
-    write_new(args.out, yaml.safe_dump(msgspec.to_builtins(made), sort_keys=False).encode(), 0o644)
+    new_file.write(args.out, yaml.safe_dump(msgspec.to_builtins(made), sort_keys=False).encode(), 0o644)
     print(f"{args.out}: pins {args.site} to study {agreed.study}, signed by all {len(agreed.roster)} hospitals")
     print(f"digest: {made.study_digest}\nread it out to the other hospitals: theirs must be the same")
     return 0

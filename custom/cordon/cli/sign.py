@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cordon import documents, job, models, signing, study
+from cordon import documents, job, models, new_file, signing, study
 from cordon.attest import policy as attestation
 from cordon.data import contract
 from cordon.errors import ConfigError
@@ -58,9 +57,9 @@ def _keygen(args: argparse.Namespace) -> int:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    write_new(args.out, private, 0o600)
+    new_file.write(args.out, private)
     if args.pub is not None:
-        write_new(args.pub, public, 0o644)
+        new_file.write(args.pub, public, 0o644)
     print(f"key: {args.out}\nspki: {signing.encode_spki(key.public_key())}")
     return 0
 
@@ -129,14 +128,3 @@ _CHECKS: dict[str, Callable[[Path], str]] = {
     "coordinator": _coordinator_digest,
     "job": _job_digest,
 }
-
-
-def write_new(path: Path, data: bytes, mode: int) -> None:
-    """Write a file that must not exist: a key that is overwritten is a key that is lost."""
-    try:
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data)
-    except FileExistsError as error:
-        raise ConfigError(f"{path}: exists already; keys and pins are never overwritten") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error

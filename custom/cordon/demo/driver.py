@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -27,15 +27,16 @@ from typing import Any
 from rich.console import Console
 
 import cordon
-from cordon import documents, messages
+from cordon import documents, messages, sealed_model, study
 from cordon import job as jobs
-from cordon.demo import baselines, wdbc
+from cordon.demo import baselines, key_releases, wdbc
 from cordon.demo.admission import admissions, wait_for_admission
 from cordon.demo.job_record import grouped, refusals, why
 from cordon.demo.kits import fill_kit, site_policy
 from cordon.dp.accounting import epsilon
 from cordon.errors import ConfigError, CordonError, PolicyRefused
-from cordon.flare import plan, poc
+from cordon.flare import plan, poc, poc_documents
+from cordon.flare.key_records import LEASES_FILE
 from cordon.flare.persistor import MODEL_FILE
 from cordon.report import events
 from cordon.report.events import EVENTS_FILE
@@ -46,6 +47,8 @@ from cordon.site.policy import SitePolicy
 
 JOB_TIMEOUT_S = 1800.0
 MAX_SAID = 400  # characters of a failure in the display; the whole of it ends the command
+OPENED_FILE = "model.safetensors"
+KEPT = ("attestation.jsonl", LEASES_FILE)
 MIN_FREE_BYTES = 512 * 1024**2
 SOURCES = {
     "fhir": "HL7 FHIR R4 NDJSON",
@@ -94,7 +97,7 @@ class Demo:
 def run_demo(
     job: str, *, seed: int = 0, out: Path | None = None, port: int | None = None, quiet_stdout: bool = False
 ) -> dict[str, Any]:
-    """Run job ``job`` in POC mode and leave report.html, metrics.json, model.safetensors and logs in ``out``.
+    """Run job ``job`` in POC mode and leave report.html, metrics.json, models and logs in ``out``.
 
     Returns:
         The content of metrics.json.
@@ -125,7 +128,7 @@ def run_demo(
         try:
             view.phase("environment", f"Python and packages ready, results in {out}")
             _check_environment(out, root / "runs")
-            view.phase("provision", "keys, kits, signed policies")
+            view.phase("provision", "keys, kits, signed policies, key broker")
             federation = poc.prepare(root / "provisioning" / "project.poc.yml", work, port)
             demo = Demo(parsed, folder, seed, out, view, federation)
             try:
@@ -170,7 +173,8 @@ def _run(demo: Demo, started: float) -> dict[str, Any]:
     view, federation = demo.view, demo.federation
     with ThreadPoolExecutor(1) as background:
         baseline: Future[tuple[float, dict[str, float]]] = background.submit(_data_and_baselines, demo)
-        view.phase("start", f"coordinator and {len(federation.sites)} sites on port {federation.port}")
+        sites = len(federation.sites)
+        view.phase("start", f"key broker, coordinator and {sites} sites on port {federation.port}")
         federation.start()
         view.phase("attest", "each side challenges the other (software TEE: proves nothing about hardware)")
         wait_for_admission(federation)
@@ -180,6 +184,7 @@ def _run(demo: Demo, started: float) -> dict[str, Any]:
     view.phase("report")
     log = events.read(result / EVENTS_FILE)
     shutil.copyfile(result / MODEL_FILE, demo.out / MODEL_FILE)
+    model = _open_model(demo)
     record = RunRecord(
         events=log,
         sites={site: _facts(demo, site, log) for site in federation.sites},
@@ -188,23 +193,36 @@ def _run(demo: Demo, started: float) -> dict[str, Any]:
         auc_centralised=pooled,
         auc_local=alone,
         software={name: version_of(name) for name in ("cordon", "nvflare", "torch", "opacus", "monai")},
-        logs=tuple(f"logs/{name}" for name in (federation.server, *federation.sites)),
+        logs=tuple(f"logs/{name}" for name in (federation.server, *federation.sites, "broker")),
         ended=demo.ended,
         attestation=admissions(federation),
+        key_releases=key_releases.key_releases(federation),
     )
     values = metrics(record)
-    if values["model_sha256"] != messages.sha256((demo.out / MODEL_FILE).read_bytes()):
+    if values["model_sha256"] != messages.sha256(model):
         raise CordonError(f"{demo.out / MODEL_FILE}: not the model of the last version; the result is damaged")
+    (demo.out / OPENED_FILE).write_bytes(model)
     (demo.out / "metrics.json").write_text(json.dumps(values, indent=1) + "\n")
     (demo.out / "report.html").write_text(render(record, values), encoding="utf-8")
     return values
 
 
+def _open_model(demo: Demo) -> bytes:
+    """The sealed model's safetensors, by the release key of the lead, whose part the person at the terminal plays."""
+    federation = demo.federation
+    key = poc_documents.release_key(federation.state)
+    header, model = sealed_model.open_file(demo.out / MODEL_FILE, [key])
+    agreed = study.load_signed(federation.kit(federation.server) / "local" / "study.yml", datetime.now(UTC))
+    sealed_model.check_study(header, agreed)
+    return model
+
+
 def _data_and_baselines(demo: Demo) -> tuple[float, dict[str, float]]:
-    """Write every site's data, then compute what the federation is compared with."""
-    for name in demo.federation.sites:
-        fill_kit(demo.federation.kit(name), name, demo.split)
-    fill_kit(demo.federation.kit(demo.federation.server), None, demo.split)
+    """Seal every site's data into its vault, then compute what the federation is compared with."""
+    federation = demo.federation
+    for name in federation.sites:
+        fill_kit(federation.kit(name), name, demo.split, federation.broker)
+    fill_kit(federation.kit(federation.server), None, demo.split, federation.broker)
     return baselines.auc_pooled(demo.split), baselines.auc_alone(demo.split)
 
 
@@ -291,11 +309,12 @@ def _sources_of(root: Path) -> dict[str, str]:
 
 
 def _keep_logs(federation: poc.Poc, target: Path) -> None:
-    """Copy every log; nothing else of a kit is kept (there are private keys in it)."""
+    """Copy every log and the broker's receipts; nothing else is kept (there are private keys in it)."""
+    key_releases.keep(federation, target / "broker")
     for name in (federation.server, *federation.sites):
         kit = federation.kit(name)
         for path in sorted(kit.rglob("*")):
-            if (path.suffix in {".txt", ".log", ".jsonl"} and "log" in path.name) or path.name == "attestation.jsonl":
+            if (path.suffix in {".txt", ".log", ".jsonl"} and "log" in path.name) or path.name in KEPT:
                 copy = target / name / path.relative_to(kit)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)

@@ -235,10 +235,13 @@ def check_site_policy(policy: SitePolicy, name: str, agreed: StudyContract, path
     if policy.site != name:
         raise ConfigError(f"{path}: is the policy of {policy.site}, this kit's certificate is of {name}")
     if agreed.profile != "poc":
-        unsafe = [mode for mode in policy.allow.privacy_modes if mode.startswith("unsafe_")]
-        if policy.unsafe_poc is not None or unsafe:
-            what = ", ".join([*(["unsafe_poc"] if policy.unsafe_poc is not None else []), *unsafe])
-            raise ConfigError(f"{path}: {what} is refused outside POC; the study's profile is {agreed.profile}")
+        unsafe = {"unsafe_poc": policy.unsafe_poc, "data.unsafe_source": policy.data.unsafe_source}
+        if used := [name for name, value in unsafe.items() if value is not None]:
+            raise ConfigError(
+                f"{path}: {', '.join(used)} is refused outside POC; the study's profile is {agreed.profile}"
+            )
+    if policy.broker is not None and agreed.hospital(name).broker_spki is None:
+        raise ConfigError(f"{path}: names a broker, and the study contract no broker_spki for {name}")
 
 
 def check_profile(policy: AttestationPolicy, agreed: StudyContract, path: Path) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ from nvflare.apis.job_def import JobMetaKey
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from cordon.errors import ConfigError, CordonError, PortInUse
+from cordon.flare import poc_broker
 
 WORKSPACE_VARIABLE = "CORDON_POC_WORKSPACE"
 DRIVER_VARIABLE = "CORDON_POC_DRIVER"
 STARTUP_TIMEOUT_S = 90
+BROKER_TIMEOUT_S = 30.0
+BROKER_LOG = "broker.log"
 DRIVER_FILE = "driver"  # beside a workspace: whose it is
 LEAD = "lead@cordon.example"
 BUILDER = "cordon.flare.provision.CordonBuilder"
@@ -49,10 +52,21 @@ class Poc:
     server: str
     sites: tuple[str, ...]
     port: int
+    _children: list[subprocess.Popen[bytes]] = field(default_factory=list, repr=False, compare=False)
 
     def kit(self, name: str) -> Path:
         """The startup kit of a participant."""
         return self.workspace / self.project / "prod_00" / name
+
+    @property
+    def state(self) -> Path:
+        """FLARE's provisioning state, with everybody's private keys."""
+        return self.workspace / self.project / "state"
+
+    @property
+    def broker(self) -> Path:
+        """The key broker's folder: its configuration, keys, state and log."""
+        return self.workspace / self.project / poc_broker.FOLDER
 
     @property
     def temporary(self) -> Path:
@@ -76,9 +90,34 @@ class Poc:
         return {**kept, **paths}
 
     def start(self, timeout_s: int = STARTUP_TIMEOUT_S) -> None:
-        """Start server and sites and wait until all are connected."""
+        """Start broker, server and sites and wait until all are connected."""
         check_port(self.port)
+        if (self.broker / poc_broker.CONFIG).exists():
+            self._start_broker()
         _nvflare(self, "poc", "start", "--timeout", str(timeout_s), timeout_s=timeout_s + 60)
+
+    def _start_broker(self) -> None:
+        """As ``cordon broker --config F`` at a terminal; returns when it listens."""
+        log = self.broker / BROKER_LOG
+        command = [sys.executable, "-m", "cordon.cli", "broker", "--config", str(self.broker / poc_broker.CONFIG)]
+        with open(log, "ab") as out:
+            process = subprocess.Popen(
+                command,
+                env=self.environment(),
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children.append(process)
+        deadline = time.monotonic() + BROKER_TIMEOUT_S
+        while "listening on " not in (said := log.read_text(errors="replace")):
+            if process.poll() is not None:
+                raise CordonError(f"the key broker ended ({process.returncode}):\n{said.strip()[-2000:]}")
+            if time.monotonic() > deadline:
+                raise CordonError(f"the key broker did not listen within {BROKER_TIMEOUT_S:.0f} s: {log}")
+            time.sleep(0.1)
 
     @contextlib.contextmanager
     def session(self, user: str = LEAD, timeout_s: float = 20.0) -> Iterator[Session]:
@@ -107,6 +146,9 @@ class Poc:
             with contextlib.suppress(OSError):
                 (self.kit(name) / "shutdown.fl").touch()
         _end(self.processes, grace_s)
+        for process in self._children:
+            process.wait(grace_s)
+        self._children.clear()
 
 
 def prepare(template: Path, folder: Path, port: int | None = None) -> Poc:
@@ -127,6 +169,8 @@ def prepare(template: Path, folder: Path, port: int | None = None) -> Poc:
     for builder in project["builders"]:
         if builder["path"] == BUILDER:  # the copy lies elsewhere: its paths still mean the template's folder
             builder["args"]["base"] = str(template.parent.resolve())
+            if builder["args"].get("broker") is not None:
+                builder["args"]["broker"]["port"] = free_port(other_than=port)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DRIVER_FILE).write_text(driver_id())
     file = folder / "project.poc.yml"
@@ -144,11 +188,14 @@ def prepare(template: Path, folder: Path, port: int | None = None) -> Poc:
     return poc
 
 
-def free_port() -> int:
+def free_port(other_than: int | None = None) -> int:
     """A TCP port that is free now on all interfaces, as FLARE binds it."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = int(probe.getsockname()[1])
+        if port != other_than:
+            return port
 
 
 def check_port(port: int) -> None:

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 from nvflare.lighter.constants import PropKey, ProvFileName, ProvisionMode
@@ -34,6 +35,7 @@ from cordon.errors import ConfigError, CordonError
 from cordon.flare import cc_profile, kit_files, packaging
 from cordon.flare.cc_profile import CCConfig
 
+ROOT_CA = "rootCA.pem"
 PROFILES = {"poc": ProvisionMode.POC, "production": ProvisionMode.NORMAL}
 
 
@@ -62,6 +64,7 @@ class CordonBuilder(Builder):
         documents: folder with ``study.yml``, ``coordinator.yml``, ``<hospital>.yml`` (site policy) and
             ``mappings/<hospital>.yml``; for production each hospital's file with its ``.sig``.
         contracts: feature contracts whose digests a POC study allows; production lists them in the signed study.
+        broker: POC only: where the key broker of all hospitals listens, and its budget (``poc_broker.Place``).
         base: folder against which this builder's paths and ``cc_config`` resolve. Default: the folder of the project
             file that the command line names (-i or -p), else (``nvflare package`` names none) the current folder.
     """
@@ -74,6 +77,7 @@ class CordonBuilder(Builder):
         base: str | None = None,
         distributed: bool = False,
         unsafe_containers: bool = False,
+        broker: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.profile = profile
@@ -82,6 +86,7 @@ class CordonBuilder(Builder):
         self.documents = documents
         self.contracts = contracts or []
         self.base = base
+        self.broker = broker
         self._profiles: dict[str, tuple[Path, CCConfig]] = {}
 
     @_fail_closed
@@ -124,7 +129,7 @@ class CordonBuilder(Builder):
             return
         policies = {name: cc_profile.policy_path(path, config) for name, (path, config) in self._profiles.items()}
         if self.profile == "poc":
-            from cordon.flare import poc_documents  # not in production images
+            from cordon.flare import poc_broker, poc_documents  # not in production images
 
             made = poc_documents.make(
                 templates=folder,
@@ -132,7 +137,10 @@ class CordonBuilder(Builder):
                 policies=policies,
                 server=project.get_server().name,
                 certificates=certificates,
+                client_ca=documents.read_bytes(Path(ctx.get_kit_dir(project.get_server())) / ROOT_CA),
+                broker=poc_broker.place(self.broker),
                 state=Path(ctx.get_state_dir()),
+                now=now,
             )
             folder, policies = made.folder, made.policies
             _name_coordinator(folder / "coordinator.yml", project.get_server().name)
@@ -194,6 +202,8 @@ class CordonBuilder(Builder):
                 f"profile {self.profile!r} does not fit this command: poc is for `nvflare poc prepare`, production for "
                 "`nvflare provision`, and so is poc with unsafe_containers, for containers on one machine"
             )
+        if self.broker is not None and self.profile != "poc":
+            raise ConfigError("broker is for profile poc: in production each hospital runs its own (cordon broker)")
 
     def _certificates_only(self) -> bool:
         if self.profile != "production" or self.distributed:

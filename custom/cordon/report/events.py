@@ -140,7 +140,10 @@ class SiteLost(_Event, frozen=True, kw_only=True, tag="lost"):
 
 
 class VersionMade(_Event, frozen=True, kw_only=True, tag="version"):
-    """A model version and whose updates made it, ``staleness`` in the same order; auc, accuracy null without a set."""
+    """A model version and whose updates made it, ``staleness`` in the same order; auc, accuracy null without a set.
+
+    ``sha256`` is of the model's safetensors bytes, which the sealed model file opens to.
+    """
 
     version: Natural
     sites: Annotated[list[Text], Meta(max_length=1000)]

@@ -61,6 +61,7 @@ def render(run: RunRecord, metrics: dict[str, Any]) -> str:
             for draw in (charts.convergence, charts.timeline, charts.epsilon, charts.comparison)
         },
         epsilons={site: facts.epsilon for site, facts in run.sites.items()},
+        software_keys=any("software" in keys.evidence for keys in run.key_releases.values()),
         roles={site: _role(run, site) for site in run.names},
         status={site: run.status(site) for site in run.names},
         rejected=run.of(Rejected)[:MAX_REJECTED_ROWS],

@@ -57,6 +57,20 @@ class SiteFacts:
 
 
 @dataclass(frozen=True)
+class KeyReleases:
+    """What a hospital's key broker decided about the key of its vault, from its receipts.
+
+    ``released`` counts receipts (a renewal is one too), ``leases`` the different leases; ``refused``: reason code ->
+    count; ``evidence``: types of evidence that the released ones rest on.
+    """
+
+    released: int
+    leases: int
+    refused: Mapping[str, int]
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """Everything that metrics and report are made of.
 
@@ -71,6 +85,7 @@ class RunRecord:
         logs: names of the folders with logs, relative to the report.
         ended: site -> what the driver saw or did to its process ("killed by the driver at 12 s").
         attestation: lines that the parents' admission logged, as they are.
+        key_releases: hospital -> what its key broker decided, for those that have one.
     """
 
     events: tuple[Event, ...]
@@ -83,6 +98,7 @@ class RunRecord:
     logs: tuple[str, ...] = ()
     ended: Mapping[str, str] = field(default_factory=dict)
     attestation: tuple[str, ...] = ()
+    key_releases: Mapping[str, KeyReleases] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [site for site in self.job.sites if site not in self.sites]
@@ -188,6 +204,7 @@ def metrics(run: RunRecord) -> dict[str, Any]:
             "server_opt": job.server_opt.algorithm,
             "buffer": job.buffer,
         },
+        "key_releases": {site: _keys(each) for site, each in run.key_releases.items()},
         "model_sha256": versions[-1].sha256 if versions else None,
     }
 
@@ -219,6 +236,15 @@ def _site(run: RunRecord, site: str) -> dict[str, Any]:
         "rejected": reasons.total(),
         "reasons": dict(sorted(reasons.items())),
         "status": run.status(site),
+    }
+
+
+def _keys(decided: KeyReleases) -> dict[str, Any]:
+    return {
+        "released": decided.released,
+        "leases": decided.leases,
+        "refused": dict(decided.refused),
+        "evidence": list(decided.evidence),
     }
 
 

@@ -33,7 +33,7 @@ def job_fields(sites: list[str], **changes: Any) -> dict[str, Any]:
         "job": "oncology",
         "study": "breast-fna",
         "profile": "poc",
-        "privacy": "unsafe_plain",
+        "privacy": "sealed",
         "rule": "weighted_mean",
         "rule_args": {},
         "server_opt": ServerOpt(algorithm="FedAdam", lr=0.1),

@@ -9,7 +9,7 @@ import pytest
 from cordon.errors import ConfigError
 from cordon.report import html
 from cordon.report.html import render
-from cordon.report.metrics import RunRecord, SiteFacts, metrics
+from cordon.report.metrics import KeyReleases, RunRecord, SiteFacts, metrics
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -63,12 +63,22 @@ def test_self_contained_and_complete(make_run):
         assert parsed.text.count(site) >= 5
     for said in (
         "proves nothing about hardware", "PUBLIC reference set", "The production default is none", "over_norm_bound",
-        "unit is one patient", "δ = 1e-5", "costs about twice as much", "Mode unsafe_plain:",
+        "unit is one patient", "δ = 1e-5", "costs about twice as much", "Mode sealed:",
         "What this run does not show",
-        "each hospital’s update by itself, clipped and noised", run.job.trust, run.versions[-1].sha256, "nvflare 2.9.0",
+        "itself, clipped and noised by that hospital", run.job.trust, run.versions[-1].sha256, "nvflare 2.9.0",
     ):  # fmt: skip
         assert said in parsed.text, said
     assert parsed.tags.count("svg") == 8
+
+
+def test_key_releases_are_told_and_what_software_evidence_is_worth(make_run):
+    said = "Software evidence proves nothing about hardware: whoever owns this machine could have had these keys"
+    refused = {"evidence_refused": 3}
+    soft = Page(page(make_run(key_releases={"hospital-a": KeyReleases(7, 5, refused, ("software",))}))).text
+    assert "Which keys were released" in soft and "hospital-a 7 5 software evidence_refused 3" in soft and said in soft
+    hard = Page(page(make_run(key_releases={"hospital-a": KeyReleases(1, 1, {}, ("snp",))}))).text
+    assert "hospital-a 1 1 snp –" in hard and said not in hard
+    assert "Which keys were released" not in Page(page(make_run())).text
 
 
 def test_same_record_same_bytes(make_run):
@@ -81,10 +91,17 @@ def test_same_record_same_bytes(make_run):
 )
 def test_hostile_texts_stay_text(make_run, evil):
     names = ["hospital-a", evil, "hospital-c", "hospital-d", "x" + evil]
-    changes = {"logs": (evil,), "software": {evil: evil}, "attestation": (evil,), "ended": {evil: evil}}
+    keys = {evil: KeyReleases(1, 1, {evil: 1}, (evil,))}
+    changes = {
+        "key_releases": keys,
+        "logs": (evil,),
+        "software": {evil: evil},
+        "attestation": (evil,),
+        "ended": {evil: evil},
+    }
     run = make_run(sites=names, hostile=evil, **changes)
     text = page(run)
-    parsed, plain = Page(text), Page(page(make_run()))
+    parsed, plain = Page(text), Page(page(make_run(key_releases={"x": KeyReleases(1, 1, {"x": 1}, ("x",))})))
     assert parsed.text.count(evil) >= 5
     assert set(parsed.tags) == set(plain.tags) and {a[1] for a in parsed.attributes} == {a[1] for a in plain.attributes}
     assert evil not in text or evil == "{{ 7*7 }}"
@@ -114,7 +131,7 @@ def test_production_without_reference_set_claims_no_figure(make_run):
     versions = [type(v)(**{**_fields(v), "auc": None, "accuracy": None}) for v in run.versions]
     events = (type(run.job)(**job), *versions, *(e for e in run.events[1:] if e not in run.versions))
     text = Page(page(RunRecord(events, run.sites, 1.0, 0))).text
-    for absent in ("PUBLIC", "proof of concept", "unsafe_plain", "Accuracy"):
+    for absent in ("PUBLIC", "proof of concept", "unsafe_", "Accuracy"):
         assert absent not in text, absent
     assert "had no reference set" in text
 

@@ -15,7 +15,7 @@ from cordon.report.metrics import Epsilons, RunRecord, SiteFacts, metrics
 EPSILONS = Epsilons(1.0, 2.1, 1.2, 4.0)
 TOP = {
     "job_id", "job", "wall_s", "versions", "auc", "accuracy", "auc_centralised", "auc_local", "sites", "aggregation",
-    "model_sha256",
+    "key_releases", "model_sha256",
 }  # fmt: skip
 SITE = {
     "role", "source", "updates", "mean_staleness", "epsilon", "epsilon_replace_one", "delta", "unit", "attested",
@@ -37,7 +37,7 @@ def test_keys_are_those_of_the_contract(make_run):
     assert set(result) == TOP
     assert all(set(site) == SITE for site in result["sites"].values())
     assert result["aggregation"] == {
-        "privacy": "unsafe_plain", "rule": "weighted_mean", "server_opt": "FedAdam", "buffer": 3,
+        "privacy": "sealed", "rule": "weighted_mean", "server_opt": "FedAdam", "buffer": 3,
     }  # fmt: skip
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
