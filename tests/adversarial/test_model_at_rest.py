@@ -307,7 +307,7 @@ def test_a_coordinator_that_writes_itself_into_a_sealed_file_opens_nothing():
 def test_a_file_sealed_to_others_than_the_contract_says_is_seen(kits, release, code):
     """By ``cordon model info --study``: the holders come from what all hospitals signed, not from the coordinator."""
     agreed = msgspec.structs.replace(load_kit(kits / SERVER, _now()).study, release=right(2))
-    subject = msgspec.structs.replace(SUBJECT, study=agreed.digest)
+    subject = msgspec.structs.replace(SUBJECT, study=agreed.digest, study_name=agreed.study)
     check_study(read(io.BytesIO(seal(MODEL, subject, right(2)))).header, agreed)
     with pytest.raises(PolicyRefused, match=code):
         check_study(read(io.BytesIO(seal(MODEL, subject, release))).header, agreed)

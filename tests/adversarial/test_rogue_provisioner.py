@@ -19,7 +19,7 @@ from nvflare.lighter.provisioner import Provisioner
 from cordon import documents, signing, study
 from cordon.errors import ConfigError, CordonError, SignatureError
 from cordon.flare import packaging
-from cordon.flare.kit import check_site_policy, load_kit, read_kit
+from cordon.flare.kit import check_brokers, check_site_policy, load_kit, read_kit
 from cordon.site import pin
 from cordon.site.policy import Data, SitePolicy, UnsafePoc
 
@@ -437,7 +437,10 @@ def test_unsafe_policy_in_a_production_study(kits, tmp_path, changes, named):
     policy = documents.load(kits / "hospital-a" / "local" / "cordon.yml", SitePolicy)
     check_site_policy(policy, "hospital-a", production, tmp_path / "cordon.yml")
     unsafe = msgspec.structs.replace(policy, **changes)
-    check_site_policy(unsafe, "hospital-a", agreed, tmp_path / "cordon.yml")
+    spki = agreed.hospital("hospital-a").broker_spki if unsafe.broker else None
+    roster = tuple(msgspec.structs.replace(each, broker_spki=spki) for each in agreed.roster)
+    poc = msgspec.structs.replace(agreed, roster=roster)
+    check_site_policy(unsafe, "hospital-a", poc, tmp_path / "cordon.yml")
     with pytest.raises(ConfigError, match=named):
         check_site_policy(unsafe, "hospital-a", production, tmp_path / "cordon.yml")
 
@@ -447,8 +450,25 @@ def test_a_broker_that_the_hospitals_did_not_agree_on(kits, tmp_path):
     agreed = read_kit(kits / "hospital-a", datetime.now(UTC)).study
     roster = tuple(msgspec.structs.replace(each, broker_spki=None) for each in agreed.roster)
     policy = documents.load(kits / "hospital-a" / "local" / "cordon.yml", SitePolicy)
+    without = msgspec.structs.replace(agreed, roster=roster)
     with pytest.raises(ConfigError, match="no broker_spki for hospital-a"):
-        check_site_policy(policy, "hospital-a", msgspec.structs.replace(agreed, roster=roster), tmp_path / "cordon.yml")
+        check_site_policy(policy, "hospital-a", without, tmp_path / "cordon.yml")
+    data = msgspec.structs.replace(policy.data, vault=None, unsafe_source="data")
+    plain = msgspec.structs.replace(policy, broker=None, data=data)
+    check_site_policy(plain, "hospital-a", without, tmp_path / "cordon.yml")
+    with pytest.raises(ConfigError, match="names no broker, and the study contract a broker_spki for hospital-a"):
+        check_site_policy(plain, "hospital-a", agreed, tmp_path / "cordon.yml")
+
+
+def test_a_production_study_in_which_a_hospital_has_no_key_broker(kits, tmp_path):
+    """Its updates would count without a ledger head."""
+    agreed = read_kit(kits / "hospital-a", datetime.now(UTC)).study
+    roster = (msgspec.structs.replace(agreed.roster[0], broker_spki=None), *agreed.roster[1:])
+    poc = msgspec.structs.replace(agreed, roster=roster)
+    check_brokers(poc, tmp_path / "study.yml")
+    check_brokers(msgspec.structs.replace(agreed, profile="production"), tmp_path / "study.yml")
+    with pytest.raises(ConfigError, match=f"no broker_spki for {roster[0].name}; outside POC"):
+        check_brokers(msgspec.structs.replace(poc, profile="production"), tmp_path / "study.yml")
 
 
 def test_resources_of_the_site_cannot_be_widened_unseen(kits):

@@ -6,8 +6,11 @@ changes every message, kills the process and starts others. A site goes along wi
 
 import base64
 import copy
+import gc
 import json
+import resource
 import shutil
+import weakref
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -853,7 +856,10 @@ def test_a_broker_that_is_silent_past_the_lease_holds_the_update_back_and_then_i
     assert said(coordinator.train(model)) == "key_unavailable"
     assert said(coordinator.train(coordinator.model(ticket="one"))) == "key_unavailable"
     assert signing.unverified_body(coordinator.attest()["refusal"])["code"] == "key_unavailable"
-    assert sealings == []
+    for ticket in ("one", "two"):  # sent before it said so, delivered after
+        model = coordinator.model(evidence=coordinator.evidence(), ticket=ticket)
+        assert said(coordinator.train(model)) == "key_unavailable"
+    assert (sealings, trained) == ([], [1])
     plaintext = coordinator.site.session.trained.plaintext
     broker.silent = False
     assert "refusal" not in coordinator.attest()
@@ -862,6 +868,52 @@ def test_a_broker_that_is_silent_past_the_lease_holds_the_update_back_and_then_i
     assert trained == [1]
     assert coordinator.site.session.rounds_used == 1
     assert len(broker.held) == 2
+
+
+def test_a_key_that_is_refused_after_its_lease_ran_out_takes_data_and_update_with_it(
+    held, broker, sealings, trained, monkeypatch
+):
+    coordinator, model = held
+    assert said(coordinator.train(model)) == ""
+    broker.silent = True
+    until(5.0, lambda: isinstance(broker.held[0]._failure, BrokerUnavailable))
+    broker.clock.value += 10_000.0
+    assert said(coordinator.train(coordinator.model(ticket="one"))) == "key_unavailable"
+    broker.broker.revoke(datetime.now(UTC), job=JOB_ID)
+    broker.silent = False
+    assert signing.unverified_body(coordinator.attest()["refusal"])["code"] == "key_refused"
+    here = coordinator.site.session
+    assert (here.patients, here.trained) == (None, None)
+    for ticket in ("one", "two"):
+        assert said(coordinator.train(coordinator.model(evidence=coordinator.evidence(), ticket=ticket)))
+    assert (sealings, trained) == (["one"], [1])
+
+
+def test_a_key_taken_back_leaves_no_patient_in_what_the_process_still_holds(held, broker, monkeypatch):
+    """An error that is kept keeps the frames it passed through, and so their data."""
+    coordinator, model = held
+    real, patients = executors.train_round, weakref.ref(coordinator.site.session.patients.x)
+
+    def train(*args, **kwargs):
+        _revoke(broker)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(executors, "train_round", train)
+    assert said(coordinator.train(model)) == "key_refused"
+    gc.collect()
+    assert patients() is None
+
+
+def test_the_coordinator_s_process_leaves_no_core_file_with_updates_in_it(federate, quick):
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    if before[1] == 0:
+        pytest.skip("this system writes no core files at all")
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    try:
+        federate().run()
+        assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
 def test_a_broker_that_cannot_be_reached_is_asked_again_and_nobody_waits_for_it(federate, vaulted, broker, quick):

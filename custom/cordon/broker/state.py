@@ -7,6 +7,7 @@ One transaction per decision. WAL with ``synchronous=FULL``: what was committed 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -187,9 +188,19 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False
     )
-    _check_kind(db, path)
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON", "trusted_schema=OFF"):
-        db.execute(f"PRAGMA {pragma}")
+    try:
+        _check_kind(db, path)
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "secure_delete=ON",
+            "foreign_keys=ON",
+            "trusted_schema=OFF",
+        ):
+            db.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
@@ -199,3 +210,16 @@ def _check_kind(db: sqlite3.Connection, path: Path) -> None:
         raise ConfigError(f"{path}: not the state of a key broker")
     if version != SCHEMA_VERSION:
         raise ConfigError(f"{path}: schema version {version}, this broker reads {SCHEMA_VERSION}")
+    if _objects(db) != _wanted_objects():  # a trigger that somebody put in could undo each charge as it is made
+        raise ConfigError(f"{path}: its tables or triggers were changed by other hands; restore a backup")
+
+
+def _objects(db: sqlite3.Connection) -> frozenset[tuple[str | None, ...]]:
+    return frozenset(db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"))
+
+
+@functools.cache
+def _wanted_objects() -> frozenset[tuple[str | None, ...]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(_SCHEMA)
+        return _objects(db)

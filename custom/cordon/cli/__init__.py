@@ -8,6 +8,7 @@ command: 0 ok, 1 negative verdict, 2 not checked, 3 usage or unreadable input, 4
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import os
@@ -21,6 +22,7 @@ from cordon.errors import CordonError
 
 GROUPS = ("demo", "data", "vault", "broker", "model", "sign", "attest", "kit")
 USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 3, 70, 130, 141  # the last two: 128 + SIGINT, 128 + SIGPIPE
+OUTPUT_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # of a print, when what it goes to is full
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,9 +74,18 @@ def _run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # no verdict yet, so this must not look like one
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in OUTPUT_FAILED or error.filename is not None:  # a file's errors are translated where it is
+            return _internal()
+        _say(f"output: {error.strerror}")
+        return USAGE
     except Exception:  # the one broad handler: an internal error must not look like a negative verdict
-        _say(f"internal error; please report the lines below\n{traceback.format_exc()}")
-        return INTERNAL
+        return _internal()
+
+
+def _internal() -> int:
+    _say(f"internal error; please report the lines below\n{traceback.format_exc()}")
+    return INTERNAL
 
 
 def _say(text: str) -> None:

@@ -101,6 +101,7 @@ def _document(
         **ledger.to_dict(),
         "examples": [example._asdict() for example in ledger.examples[:SHOWN]],
         "signature": "not_checked",
+        "newest_vault": None if policy.data.vault is None else "not_checked",
     }
 
 

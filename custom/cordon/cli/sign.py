@@ -57,9 +57,13 @@ def _keygen(args: argparse.Namespace) -> int:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    new_file.write(args.out, private)
-    if args.pub is not None:
-        new_file.write(args.pub, public, 0o644)
+    if args.pub is None:
+        new_file.write(args.out, private)
+    else:
+        with new_file.create(args.pub, 0o644) as file:  # neither half without the other
+            file.write(public)
+            file.flush()
+            new_file.write(args.out, private)
     print(f"key: {args.out}\nspki: {signing.encode_spki(key.public_key())}")
     return 0
 

@@ -309,8 +309,10 @@ def _sources_of(root: Path) -> dict[str, str]:
 
 
 def _keep_logs(federation: poc.Poc, target: Path) -> None:
-    """Copy every log and the broker's receipts; nothing else is kept (there are private keys in it)."""
-    key_releases.keep(federation, target / "broker")
+    """Copy every log and the broker's receipts; nothing else is kept (there are private keys in it).
+
+    The receipts last: a broker that was killed, or lies about them, must not cost the sites' logs.
+    """
     for name in (federation.server, *federation.sites):
         kit = federation.kit(name)
         for path in sorted(kit.rglob("*")):
@@ -318,6 +320,7 @@ def _keep_logs(federation: poc.Poc, target: Path) -> None:
                 copy = target / name / path.relative_to(kit)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
+    key_releases.keep(federation, target / "broker")
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ class DataKey:
         if kit.policy is None or kit.policy.data.vault is None:
             raise ConfigError(f"{kit.root}: the site's policy names no vault")
         path = kit.policy.resolve(kit.local, kit.policy.data.vault)
-        _leave_no_core()
+        leave_no_core()
         asking = Asking(kit, job, job_id, keys, path, stamp_of(path), connect(kit), now, clock)
         try:
             granted, key = asking.ask()
@@ -127,7 +127,7 @@ class DataKey:
         if self._over is None and self._asking.clock() >= self._granted.until:
             self._end(self._ran_out())
         if self._over is not None:
-            raise self._over.with_traceback(None)
+            raise _anew(self._over)
 
     @contextmanager
     def source(self) -> Iterator[VaultSource]:
@@ -193,11 +193,11 @@ class DataKey:
             if self._asking.clock() >= self._renew_at:
                 self._renew()
         except Refused as error:
-            self._failure = error
+            self._failure = error.with_traceback(None)
             if error.code not in PASSING:
                 self._end(error)
         except CordonError as error:  # silent, not itself, or no evidence at the moment: until the lease runs out
-            self._failure = error
+            self._failure = error.with_traceback(None)
 
     def _renew(self) -> None:
         held = self._granted
@@ -238,11 +238,16 @@ class DataKey:
         self._key[:] = bytes(len(self._key))
 
 
-def _leave_no_core() -> None:
-    """A host that can make this process crash would find key and patients in its core file."""
+def leave_no_core() -> None:
+    """A host that can make this process crash would find keys, patients and updates in its core file."""
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     # 1 stops files, as 0 does, and pipes to a program (core_pattern), which 0 does not (Linux, fs/coredump.c).
     resource.setrlimit(resource.RLIMIT_CORE, (0 if hard == 0 else 1, hard))
+
+
+def _anew(over: CordonError) -> CordonError:
+    """``over`` to be raised: an error that was raised and is kept would keep the frames it passed, patients and all."""
+    return Refused(over.code, over.detail, over.receipt) if isinstance(over, Refused) else type(over)(*over.args)
 
 
 def _code(error: CordonError) -> str:

@@ -178,6 +178,7 @@ def read_kit(root: Path, now: datetime) -> KitDocuments:
     local = root / "local"
     role, base = _role(root)
     agreed = study.load_signed(local / "study.yml", now)
+    check_brokers(agreed, local / "study.yml")
     name, mtls_key = _identity(root / "startup" / base, role, agreed)
 
     policy: SitePolicy | None = None
@@ -240,8 +241,18 @@ def check_site_policy(policy: SitePolicy, name: str, agreed: StudyContract, path
             raise ConfigError(
                 f"{path}: {', '.join(used)} is refused outside POC; the study's profile is {agreed.profile}"
             )
-    if policy.broker is not None and agreed.hospital(name).broker_spki is None:
+    named = agreed.hospital(name).broker_spki is not None
+    if policy.broker is not None and not named:
         raise ConfigError(f"{path}: names a broker, and the study contract no broker_spki for {name}")
+    if policy.broker is None and named:  # its updates would carry no ledger head: faults, and it would be excluded
+        raise ConfigError(f"{path}: names no broker, and the study contract a broker_spki for {name}")
+
+
+def check_brokers(agreed: StudyContract, path: Path) -> None:
+    """ConfigError unless, outside POC, every hospital has a key broker: the coordinator wants its ledger head."""
+    without = [hospital.name for hospital in agreed.roster if hospital.broker_spki is None]
+    if without and agreed.profile != "poc":
+        raise ConfigError(f"{path}: no broker_spki for {', '.join(without)}; outside POC every hospital has one")
 
 
 def check_profile(policy: AttestationPolicy, agreed: StudyContract, path: Path) -> None:

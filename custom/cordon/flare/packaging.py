@@ -23,7 +23,14 @@ from cordon.errors import ConfigError
 from cordon.flare import authorizers
 from cordon.flare.authorizers import TeeEnvironment
 from cordon.flare.cc_profile import CCConfig
-from cordon.flare.kit import COLLATERAL, CoordinatorConfig, check_profile, check_site_policy, load_agreed_policy
+from cordon.flare.kit import (
+    COLLATERAL,
+    CoordinatorConfig,
+    check_brokers,
+    check_profile,
+    check_site_policy,
+    load_agreed_policy,
+)
 from cordon.site import policy as site_policy
 from cordon.site.policy import SitePolicy
 from cordon.study import StudyContract
@@ -42,6 +49,7 @@ def check_study(
     agreed = study.load_signed(path, now)
     if agreed.profile != profile:
         raise ConfigError(f"{path}: profile {agreed.profile}, this project's is {profile}")
+    check_brokers(agreed, path)
     members = {agreed.coordinator.name: agreed.coordinator.mtls_key}
     members |= {hospital.name: hospital.mtls_key for hospital in agreed.roster}
     got = f"is between {', '.join(sorted(members))}, led by {agreed.coordinator.name}"

@@ -99,6 +99,7 @@ class Poc:
     def _start_broker(self) -> None:
         """As ``cordon broker --config F`` at a terminal; returns when it listens."""
         log = self.broker / BROKER_LOG
+        before = log.stat().st_size if log.exists() else 0  # what an earlier one said is not said by this one
         command = [sys.executable, "-m", "cordon.cli", "broker", "--config", str(self.broker / poc_broker.CONFIG)]
         with open(log, "ab") as out:
             process = subprocess.Popen(
@@ -112,7 +113,7 @@ class Poc:
             )
         self._children.append(process)
         deadline = time.monotonic() + BROKER_TIMEOUT_S
-        while "listening on " not in (said := log.read_text(errors="replace")):
+        while "listening on " not in (said := log.read_bytes()[before:].decode(errors="replace")):
             if process.poll() is not None:
                 raise CordonError(f"the key broker ended ({process.returncode}):\n{said.strip()[-2000:]}")
             if time.monotonic() > deadline:

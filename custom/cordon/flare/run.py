@@ -33,6 +33,7 @@ from cordon.errors import AttestError, ConfigError, SignatureError, UpdateReject
 from cordon.evaluation import auc_and_accuracy
 from cordon.flare import codec, persistor, plan
 from cordon.flare.admission import Admission, Peer
+from cordon.flare.data_key import leave_no_core
 from cordon.flare.executors import ATTEST_TASK, TRAIN_TASK
 from cordon.flare.kit import Kit
 from cordon.flare.ledger_heads import LedgerHeads
@@ -88,6 +89,7 @@ class Run:
             raise ConfigError(f"study {kit.study.study} gives nobody the release right: no model could ever be opened")
         self.release = kit.study.release
         self.flare, self.inbox, self.kit, self.job, self.job_id = flare, inbox, kit, job, job_id
+        leave_no_core()
         self.keys = ProcessKeys.generate()
         self.sealed_to = kem_digest(self.keys.kem_public_bytes)
         self.admission = Admission(kit, job, job_id, self.keys)

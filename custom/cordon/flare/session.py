@@ -27,7 +27,7 @@ from cordon.attest.keys import AttestedKeys, ProcessKeys
 from cordon.data.harmonise import Patients
 from cordon.errors import AttestError, BrokerUnavailable, PrivacyError, Refused, SignatureError
 from cordon.flare import audit, plan
-from cordon.flare.data_key import DataKey
+from cordon.flare.data_key import PASSING, DataKey
 from cordon.flare.kit import Kit, load_kit
 from cordon.flare.model_chain import ModelChain
 from cordon.params import Layout, Vector
@@ -160,14 +160,21 @@ class Session:
         Raises:
             Refused, BrokerUnavailable, VaultError ...: as ``DataKey.acquire``.
         """
+        held = self.data_key
         try:
             self.require_data_key()
         except BrokerUnavailable:  # the lease ran out while the broker was silent: asked anew, it may release again
             self.close()
-            self.data_key = None
-        if self.data_key is None:
-            self.data_key = DataKey.acquire(self.kit, self.job, self.job_id, self.keys)
-        return self.data_key
+            held = None
+        if held is None:  # the one that ran out stays until there is another: without, nothing would hold updates back
+            try:
+                held = DataKey.acquire(self.kit, self.job, self.job_id, self.keys)
+            except Refused as error:
+                if error.code not in PASSING:
+                    self.patients = self.trained = None
+                raise
+            self.data_key = held
+        return held
 
     def require_data_key(self) -> None:
         """Raise Refused or BrokerUnavailable unless the lease of the site's data key is live, now; where it has one.

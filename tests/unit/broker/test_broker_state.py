@@ -264,10 +264,12 @@ def edit(hospitals, statement):
     """By other hands, while no broker runs."""
     hospitals.close()
     db = sqlite3.connect(state.database(hospitals.state, SITE))
-    db.execute("PRAGMA ignore_check_constraints=ON")
-    for trigger in ("ledger_is_final", "ledger_is_kept", "receipts_are_final", "receipts_are_kept"):
-        db.execute(f"DROP TRIGGER {trigger}")
+    triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, _ in triggers:
+        db.execute(f"DROP TRIGGER {name}")
     assert db.execute(statement).rowcount
+    for _, sql in triggers:
+        db.execute(sql)
     db.commit()
     db.close()
 
@@ -292,6 +294,30 @@ def test_a_broker_does_not_start_on_a_state_that_says_something_else_than_its_le
     edit(hospitals, statement)
     with pytest.raises(CordonError, match=named):
         hospitals.open()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER free BEFORE INSERT ON charges BEGIN SELECT RAISE(IGNORE); END",
+        "DROP TRIGGER ledger_is_kept",
+        "DROP INDEX leases_by_key",
+    ],
+)
+def test_a_trigger_put_in_or_taken_out_is_found_in_a_state_and_in_a_backup(hospitals, tmp_path, statement):
+    broker = hospitals.broker()
+    broker.backup(tmp_path / "backup")
+    hospitals.close()
+    path = state.database(hospitals.state, SITE)
+    for each in (path, tmp_path / "backup"):
+        db = sqlite3.connect(each)
+        db.execute(statement)
+        db.close()
+    with pytest.raises(ConfigError, match="other hands"):
+        hospitals.open()
+    path.unlink()
+    with pytest.raises(ConfigError, match="other hands"):
+        restore(tmp_path / "backup", SITE, hospitals.state, hospitals.kek, NOW, lost_epsilon=0.0)
 
 
 def test_a_backup_with_a_charge_less_is_not_restored(hospitals, tmp_path):

@@ -83,6 +83,14 @@ def test_a_full_disk_is_no_success(body, code):
     assert "No space left" in err and "Traceback" not in err
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_nor_is_one_that_a_long_output_meets_on_its_way_an_internal_error():
+    with open("/dev/full", "w") as full:
+        found, err = python("-c", MADE_UP.format(body="print('x' * 10**6, flush=True); return 0"), stdout=full)
+    assert found == 3
+    assert "No space left" in err and "Traceback" not in err
+
+
 def test_a_strangers_words_in_an_error_are_harmless(tmp_path, capsys):
     """A file name, or what a file holds, sends the terminal an escape sequence and forges a line."""
     path = tmp_path / "a\x1b]0;pwned\x07\u202e\ncordon: fits contract"

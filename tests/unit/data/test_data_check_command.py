@@ -115,6 +115,8 @@ def test_a_vault_is_read_with_its_key(vault_kit, repo_root, capsys):
     out = capsys.readouterr().out
     assert "newest version of the vault is not checked" in out
     assert out.split("patients in")[1].split()[0] == "30"
+    assert check(vault_kit, repo_root, "--key", str(vault_kit / "key"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["newest_vault"] == "not_checked"
 
 
 def test_a_vault_wants_its_key_and_a_plain_source_none(vault_kit, kit, repo_root):

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cordon.errors import PortInUse
+from cordon.errors import CordonError, PortInUse
 from cordon.flare import poc
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
@@ -174,3 +174,18 @@ def test_a_workspace_is_removed_only_when_its_driver_is_gone(tmp_path):
     for folder in list(tmp_path.iterdir()):
         poc.remove_abandoned(folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "odd", "strange"]
+
+
+def test_a_broker_that_ends_at_its_second_start_is_not_taken_for_the_first(federation, monkeypatch):
+    """Its log is appended to, and the first one did listen."""
+    federation.broker.mkdir(parents=True)
+    federation.home.mkdir()
+    (federation.broker / poc.BROKER_LOG).write_text("cordon broker: listening on 127.0.0.1:1\n")
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        poc.subprocess, "Popen", lambda command, **how: real([sys.executable, "-c", "print('no port')"], **how)
+    )
+    with pytest.raises(CordonError, match=r"(?s)the key broker ended \(0\):\nno port"):
+        federation._start_broker()
+    monkeypatch.undo()
+    federation.stop(1.0)
