@@ -74,18 +74,12 @@ def _run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # no verdict yet, so this must not look like one
         return BROKEN_PIPE
-    except OSError as error:
-        if error.errno not in OUTPUT_FAILED or error.filename is not None:  # a file's errors are translated where it is
-            return _internal()
-        _say(f"output: {error.strerror}")
-        return USAGE
-    except Exception:  # the one broad handler: an internal error must not look like a negative verdict
-        return _internal()
-
-
-def _internal() -> int:
-    _say(f"internal error; please report the lines below\n{traceback.format_exc()}")
-    return INTERNAL
+    except Exception as error:  # the one broad handler: an internal error must not look like a negative verdict
+        if isinstance(error, OSError) and error.errno in OUTPUT_FAILED and error.filename is None:  # no file's: a print's
+            _say(f"output: {error.strerror}")
+            return USAGE
+        _say(f"internal error; please report the lines below\n{traceback.format_exc()}")
+        return INTERNAL
 
 
 def _say(text: str) -> None:
