@@ -75,9 +75,7 @@ def _run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # no verdict yet, so this must not look like one
         return BROKEN_PIPE
     except Exception as error:  # the one broad handler: an internal error must not look like a negative verdict
-        if (
-            isinstance(error, OSError) and error.errno in OUTPUT_FAILED and error.filename is None
-        ):  # no file's: a print's
+        if isinstance(error, OSError) and error.filename is None and error.errno in OUTPUT_FAILED:
             _say(f"output: {error.strerror}")
             return USAGE
         _say(f"internal error; please report the lines below\n{traceback.format_exc()}")

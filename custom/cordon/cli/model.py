@@ -26,6 +26,7 @@ from cordon.sealing import KemKey
 
 T = TypeVar("T")
 
+CHECKED = "study, holders and persons are those of the signed contract (contents and author: only by opening it)"
 NOT_CHECKED = "not compared with a study contract (--study): whoever made the file may have written all of this"
 
 
@@ -62,7 +63,8 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
         "info",
         _info,
         "show what a sealed model is and who can open it",
-        "Needs no key. Without --study nothing is verified: anybody can write such a file.",
+        "Needs no key, so nothing of the model itself is verified: with --study the header is compared with the signed "
+        "contract, without it with nothing. Anybody can write such a file; open it, compare the hash with the report.",
     )
     _add_file(info)
 
@@ -235,4 +237,4 @@ def _tell(sealed: Sealed, checked: bool) -> None:
     print(f"opens to {'any one' if header.persons == 1 else 'any two together'} of:")
     for name, key in sorted(header.holders.items()):
         print(f"  {name}, key {key}")
-    print("study, holders and persons are those of the signed contract" if checked else NOT_CHECKED)
+    print(CHECKED if checked else NOT_CHECKED)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cordon import documents
 from cordon.broker.gate import Receipt
 from cordon.broker.receipts import verify_receipts
 from cordon.flare import poc, poc_broker
@@ -45,13 +46,17 @@ def of_receipts(receipts: Iterable[Receipt]) -> KeyReleases:
 
 
 def keep(federation: poc.Poc, target: Path) -> None:
-    """Write the broker's log and every receipt's envelope, one a line, into ``target``; no key and no state."""
+    """What an auditor needs, into ``target``: the broker's log, every receipt's envelope, one a line, and the study
+    contract, which names the key that signed them. No key and no state."""
     if not (federation.broker / poc_broker.CONFIG).exists():
         return
     target.mkdir(parents=True, exist_ok=True)
     log = federation.broker / poc.BROKER_LOG
     if log.exists():
         (target / log.name).write_bytes(log.read_bytes())
+    contract = federation.kit(federation.server) / "local" / "study.yml"
+    for path in (contract, documents.signature_path(contract)):
+        (target / path.name).write_bytes(path.read_bytes())
     for site in poc_broker.hospitals(federation.broker):
         lines = [json.dumps(envelope) + "\n" for envelope in receipts(federation, site)[1]]
         (target / f"{site}.receipts.jsonl").write_text("".join(lines))
