@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from cordon import documents, new_file, release_key, sealed_model, study
 from cordon.attest.verdict import printable
 from cordon.broker.keys.secret import read_private
+from cordon.cli.commands import adder
 from cordon.errors import ConfigError, SealError
 from cordon.sealed_model import Header, Sealed
 from cordon.sealing import KemKey
@@ -39,15 +40,7 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
         "release right, who can open it, and whether one of them is enough or two must agree. Where two must, one "
         "writes a share for the other ('share'), who then opens the model with it ('open').",
     )
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, more: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}"
-        )
-        made.set_defaults(run=run)
-        made.add_argument("--json", action="store_true", help="print one JSON object")
-        return made
+    command = adder(top)
 
     keygen = command(
         "keygen",

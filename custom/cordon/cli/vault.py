@@ -21,6 +21,7 @@ from cordon import documents, new_file
 from cordon.attest.verdict import printable
 from cordon.broker.keys.secret import read_private
 from cordon.cli import sealable
+from cordon.cli.commands import adder
 from cordon.data import vault
 from cordon.data.source import FolderSource
 from cordon.data.vault import Stamp, Vault
@@ -40,15 +41,7 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
         "an older vault of the same key opens too and only the stamp tells. The root is a digest of header and "
         "directory; no part of a stamp is secret.",
     )
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, more: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}"
-        )
-        made.set_defaults(run=run)
-        made.add_argument("--json", action="store_true", help="print one JSON object")
-        return made
+    command = adder(top)
 
     keygen = command(
         "keygen",

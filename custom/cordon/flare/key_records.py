@@ -9,12 +9,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import msgspec
 
 from cordon import documents, signing
 from cordon.errors import ConfigError, Refused, SignatureError
+from cordon.flare import kept_file
 from cordon.messages import LedgerHead
 
 LEASES_FILE = "key_leases.jsonl"
@@ -117,7 +116,7 @@ def remember_head(root: Path, head: LedgerHead, envelope: Mapping[str, Any], bef
         Refused: ``ledger_rolled_back``: an older head, another at the same place, or of another ledger.
         ConfigError: the file cannot be read or written.
     """
-    with _alone(root / HEAD_FILE) as path:
+    with kept_file.alone(root / HEAD_FILE) as path:
         newest = seen_head(root)
         for known in (before, newest):
             if known is None:
@@ -130,27 +129,7 @@ def remember_head(root: Path, head: LedgerHead, envelope: Mapping[str, Any], bef
         if before is not None and head.seq < before.seq:
             raise Refused("ledger_rolled_back", f"the broker shows {_said(head)}, this kit has seen {_said(before)}")
         if newest is None or head.seq > newest.seq:
-            part = path.with_name(path.name + ".part")
-            with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                file.write(msgspec.json.encode(envelope))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[Path]:
-    """``path`` while no other job's process of this kit is at it; what the system refuses is a ConfigError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield path
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be kept: {error.strerror}") from error
+            kept_file.replace(path, msgspec.json.encode(envelope))
 
 
 def _said(head: LedgerHead) -> str:

@@ -9,10 +9,7 @@ behind what was seen *before this job began*, nor behind an earlier one of this 
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +19,7 @@ import msgspec
 from cordon import documents, signing
 from cordon.documents import Document
 from cordon.errors import ConfigError, SignatureError, UpdateRejected
+from cordon.flare import kept_file
 from cordon.messages import LedgerHead, verify
 from cordon.study import Hospital
 
@@ -70,11 +68,12 @@ class LedgerHeads:
             raise UpdateRejected("bad_ledger", f"no ledger head by the site's broker: {error}") from error
         name = f"{hospital.name}/{signing.spki_digest(key)}"
         _follows(head, self._floor.get(name), or_before=False)
-        with _alone(self._path):
+        with kept_file.alone(self._path):
             heads = _read(self._path)
             _follows(head, heads.get(name), or_before=True)
             if name not in heads or head.seq > heads[name].seq:
-                _write(self._path, {**heads, name: head})
+                kept = Heads(version="cordon/ledger-heads/v1", heads={**heads, name: head})
+                kept_file.replace(self._path, msgspec.json.encode(kept))
         self._floor[name] = head
 
 
@@ -99,27 +98,3 @@ def _read(path: Path) -> dict[str, LedgerHead]:
         raise ConfigError(
             f"{path}: not the ledger heads that were seen ({error}); put back the last copy of it"
         ) from error
-
-
-def _write(path: Path, heads: dict[str, LedgerHead]) -> None:
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(msgspec.json.encode(Heads(version="cordon/ledger-heads/v1", heads=heads)))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """While no other job's process of this kit is at it; what the system refuses is a ConfigError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be kept: {error.strerror}") from error
