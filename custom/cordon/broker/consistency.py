@@ -29,6 +29,8 @@ def check(db: sqlite3.Connection) -> None:
                 revoked.add((row["what"], row["value"]))
             elif row["kind"] == "REGISTER":
                 vaults[row["vault"]] = (row["version"], row["root"])
+            elif row["kind"] == "FORGET":
+                del vaults[row["vault"]]
     except (KeyError, TypeError) as error:
         raise SignatureError("a ledger row lacks what its kind must have: it was changed") from error
     found_releases, found_epsilon = spending(db)

@@ -34,6 +34,13 @@ AND (value = :renews OR value IN (SELECT lease FROM leases WHERE signing_key = :
 """
 
 
+_HOLDERS = """
+SELECT lease FROM leases WHERE expires > :after AND signing_key IN (
+SELECT json_extract(body, '$.signing_key') FROM ledger
+WHERE json_extract(body, '$.kind') = 'ADMIT' AND json_extract(body, '$.stamp.vault') = :vault) ORDER BY expires, lease
+"""
+
+
 def revoke(db: sqlite3.Connection, kind: Kind, value: str, time: str) -> bool:
     """Take back ``value``; False if it was before; ConfigError for what cannot be one of its kind."""
     if kind == "lease" and not db.execute("SELECT 1 FROM leases WHERE lease = ?", (value,)).fetchone():
@@ -47,6 +54,28 @@ def revoke(db: sqlite3.Connection, kind: Kind, value: str, time: str) -> bool:
     db.execute("INSERT INTO revocations VALUES (?, ?)", (kind, value))
     ledger.append(db, "REVOKE", what=kind, value=value, time=time)
     return True
+
+
+def revoke_holders(db: sqlite3.Connection, vault: str, now: datetime) -> list[str]:
+    """Take back a live lease of each process that was given the key of ``vault``, and so all of its leases."""
+    after = microseconds(latest(db, now))
+    leases = [row[0] for row in db.execute(_HOLDERS, {"after": after, "vault": vault}).fetchall()]
+    # One row per process: with its first lease the others stand no longer.
+    return [
+        lease
+        for lease in leases
+        if lease_state(db, lease, now).state == "live" and revoke(db, "lease", lease, now.isoformat())
+    ]
+
+
+def every(db: sqlite3.Connection) -> list[tuple[str, str]]:
+    """(kind, value) of all that was taken back."""
+    return db.execute("SELECT kind, value FROM revocations ORDER BY kind, value").fetchall()
+
+
+def knows_job(db: sqlite3.Connection, job: str) -> bool:
+    """Whether a lease was ever given to a process of ``job``."""
+    return db.execute("SELECT 1 FROM leases WHERE job = ? LIMIT 1", (job,)).fetchone() is not None
 
 
 def check(db: sqlite3.Connection, job: str, renews: str | None, signing_key: str, measurements: Iterable[str]) -> None:

@@ -41,6 +41,7 @@ from cordon.errors import CordonError, Refused
 
 MAX_WAITING = 64
 THREADS = 4
+UNLOGGED = ("challenge", "live")
 STATUS = {"bad_request": 400, "rate_limited": 429}  # other refusals: 403
 
 T = TypeVar("T")
@@ -97,7 +98,8 @@ class BrokerServer:
         members: SPKI digest of a client's mTLS key -> its tenant.
         tls: as ``tls.server_context`` makes it.
         clock: the time of decisions; timeouts and rates go by monotonic clocks.
-        log: called once per answer, and for troubles of the broker's own, in the event loop.
+        log: called once per decision and refusal (not for what is fine and decides nothing: a challenge, a lease
+            that stands) and for troubles of the broker's own, in the event loop.
     """
 
     def __init__(
@@ -131,19 +133,19 @@ class BrokerServer:
         tenant = self._members.get(connection.key)
         known = (tenant.name if tenant else "", connection.client, request.path if request.path in _ROUTES else "other")
         try:
-            body, lease = await self._decide(request, tenant, connection.key)
+            body, code, lease = await self._decide(request, tenant, connection.key)
         except _Answer as answer:
             self._log(Event(self._clock(), *known, answer.status, answer.code, answer.detail))
             response = refusal(answer.status, answer.code, answer.detail, answer.receipt, answer.headers)
             if answer.close:
                 response.force_close()
             return response
-        code = "released" if request.path == "/v1/release" else "ok"
-        self._log(Event(self._clock(), *known, 200, code, lease=lease))
+        if code not in UNLOGGED:
+            self._log(Event(self._clock(), *known, 200, code, lease=lease))
         return web.Response(body=body, content_type="application/json")
 
-    async def _decide(self, request: web.BaseRequest, tenant: Tenant | None, client: str) -> tuple[bytes, str]:
-        """(body of the answer, the lease that it is about). Cheap questions first."""
+    async def _decide(self, request: web.BaseRequest, tenant: Tenant | None, client: str) -> tuple[bytes, str, str]:
+        """(body of the answer, for the log: what it says, the lease that it is about). Cheap questions first."""
         # 1. Who asks, and how often: before a byte of the body is taken.
         if tenant is None:
             raise _Answer(403, "not_a_member", "no tenant of this broker has this client's mTLS key", close=True)
@@ -173,7 +175,7 @@ class BrokerServer:
             answer = await self._in_turn(tenant, getattr(tenant, method), asked, client)
         finally:
             self._waiting -= 1
-        return msgspec.json.encode(answer), _lease_of(answer, asked)
+        return msgspec.json.encode(answer), *_said(answer, asked)
 
     async def _in_turn(self, tenant: Tenant, call: Callable[..., T], *args: Any) -> T:
         """``call`` in a thread: it waits for the disk, and perhaps for a key store elsewhere."""
@@ -238,8 +240,10 @@ async def _read(content: StreamReader, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _lease_of(answer: Any, asked: Any) -> str:
-    """For the log: the id of the lease."""
+def _said(answer: Any, asked: Any) -> tuple[str, str]:
+    """For the log: (code, id of the lease)."""
     if isinstance(answer, Release):
-        return str(signing.unverified_body(answer.lease).get("lease", ""))
-    return asked.lease if isinstance(asked, LeaseQuery) and answer.state != "unknown" else ""
+        return "released", str(signing.unverified_body(answer.lease).get("lease", ""))
+    if isinstance(asked, LeaseQuery):
+        return answer.state, asked.lease if answer.state != "unknown" else ""
+    return "challenge", ""

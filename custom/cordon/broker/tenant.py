@@ -96,7 +96,10 @@ class TenantBroker:
         """
         contract = study.load_signed(base / tenant.study, now)
         if contract.digest != tenant.study_digest:
-            raise ConfigError(f"{base / tenant.study}: digest {contract.digest}, tenant pins {tenant.study_digest}")
+            raise ConfigError(
+                f"{base / tenant.study}: digest {contract.digest}, tenant pins {tenant.study_digest};"
+                " if this is the contract that the hospital signed, put its digest into study_digest"
+            )
         policy_path = base / tenant.attestation
         policy = documents.load(policy_path, AttestationPolicy)
         if policy.profile == "poc" and contract.profile != "poc":
@@ -173,6 +176,21 @@ class TenantBroker:
         self._state.erase_deleted()
         return new
 
+    def forget(self, vault: str, now: datetime) -> tuple[bool, list[str]]:
+        """Destroy the key of ``vault``, and take back the leases of the processes that were given it.
+
+        Returns:
+            (False if it was forgotten before, the leases taken back: one for each process).
+
+        Raises:
+            ConfigError: no key of it was ever kept here.
+        """
+        with self._state.transaction() as db:
+            new = vaults.forget(db, vault, now.isoformat())
+            ended = revocation.revoke_holders(db, vault, now) if new else []
+        self._state.erase_deleted()
+        return new, ended
+
     def revoke(
         self, now: datetime, *, job: str | None = None, lease: str | None = None, measurement: str | None = None
     ) -> bool:
@@ -183,6 +201,21 @@ class TenantBroker:
             raise ConfigError("revoke wants one of job, lease, measurement")
         with self._state.transaction() as db:
             return revocation.revoke(db, *given[0], now.isoformat())
+
+    def knows_job(self, job: str) -> bool:
+        """Whether a lease was ever given to a process of ``job``."""
+        with self._state.reading() as db:
+            return revocation.knows_job(db, job)
+
+    def vaults(self) -> list[Stamp]:
+        """The version in use of each vault whose key is kept here."""
+        with self._state.reading() as db:
+            return vaults.every(db)
+
+    def revocations(self) -> list[tuple[str, str]]:
+        """(kind, value) of all that was taken back."""
+        with self._state.reading() as db:
+            return revocation.every(db)
 
     def receipts(self, since: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """Envelopes of the receipts after number ``since``, for ``receipts.verify_receipts``."""
@@ -213,15 +246,24 @@ class TenantBroker:
         """A copy of the state as the new file ``target``; it opens with the same key encryption key only."""
         self._state.backup(target)
 
-    def accept_clock(self, now: datetime) -> None:
-        """Start again from ``now``, after a clock that was wrongly ahead; leases granted ahead of ``now`` end."""
+    def accept_clock(self, now: datetime) -> bool:
+        """Start again from ``now``, after a clock that was wrongly ahead; leases granted ahead of ``now`` end.
+
+        False, and nothing is done, where the clock is not behind: no request is refused because of it.
+        """
         with self._state.transaction() as db:
-            seen = clock.latest(db, now)
+            try:
+                clock.check(db, now)
+            except Refused:
+                seen = clock.latest(db, now)
+            else:
+                return False
             until = clock.microseconds(now) + round(self._lease_s * 1e6)
             db.execute("UPDATE leases SET expires = 0 WHERE expires > ?", (until,))
             db.execute("DELETE FROM challenges")
             clock.remember(db, now)
             ledger.append(db, "CLOCK", seen=seen.isoformat(), time=now.isoformat())
+            return True
 
     def _record_terms(self, db: sqlite3.Connection, now: datetime) -> None:
         """By what this broker decides from now on, as a row, if that changed."""

@@ -48,6 +48,29 @@ def current(db: sqlite3.Connection, stamp: Stamp) -> Registered:
     return found
 
 
+def every(db: sqlite3.Connection) -> list[Stamp]:
+    """The version in use of each vault."""
+    rows = db.execute("SELECT vault, version, root FROM vaults ORDER BY vault")
+    return [Stamp(vault=vault, version=version, root=root) for vault, version, root in rows]
+
+
+def forget(db: sqlite3.Connection, vault: str, time: str) -> bool:
+    """Delete the key of ``vault``, gone with this transaction. False: it was before.
+
+    Raises:
+        ConfigError: no key of it was ever kept here.
+    """
+    found = find(db, vault)
+    if found is None:
+        if _forgotten(db, vault) is not None:
+            return False
+        there = ", ".join(stamp.vault for stamp in every(db)) or "none"
+        raise ConfigError(f"no key of vault {vault[:128]!r} is kept here; there are: {there}")
+    db.execute("DELETE FROM vaults WHERE vault = ?", (vault,))
+    ledger.append(db, "FORGET", vault=vault, version=found.stamp.version, time=time)
+    return True
+
+
 def put(
     db: sqlite3.Connection, tenant: str, stamp: Stamp, key: bytes, keys: KeyEncryption, time: str, allow_older: bool
 ) -> bool:
@@ -70,6 +93,12 @@ def put(
             f"vault {stamp.vault}: version {found.stamp.version} is registered, which is newer than {stamp.version};"
             " going back deletes the newer one's key and must be asked for"
         )
+    forgotten = _forgotten(db, stamp.vault)
+    if found is None and forgotten is not None and forgotten > stamp.version and not allow_older:
+        raise ConfigError(
+            f"vault {stamp.vault}: version {forgotten} was forgotten, which is newer than {stamp.version};"
+            " going back must be asked for"
+        )
     db.execute("DELETE FROM vaults WHERE vault = ?", (stamp.vault,))
     wrapped = keys.wrap(key, label(tenant, stamp))
     db.execute("INSERT INTO vaults VALUES (?, ?, ?, ?)", (stamp.vault, stamp.version, stamp.root, wrapped))
@@ -78,3 +107,13 @@ def put(
         db, "REGISTER", vault=stamp.vault, version=stamp.version, root=stamp.root, replaced=replaced, time=time
     )
     return True
+
+
+def _forgotten(db: sqlite3.Connection, vault: str) -> int | None:
+    """The newest version of ``vault`` whose key was forgotten; None if none was."""
+    newest: int | None = db.execute(
+        "SELECT max(json_extract(body, '$.version')) FROM ledger"
+        " WHERE json_extract(body, '$.kind') = 'FORGET' AND json_extract(body, '$.vault') = ?",
+        (vault,),
+    ).fetchone()[0]
+    return newest

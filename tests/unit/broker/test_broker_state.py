@@ -11,8 +11,9 @@ import textwrap
 import msgspec
 import pytest
 
-from cordon.broker import identity, state
+from cordon.broker import identity, state, vaults
 from cordon.broker.keys.encrypted_file import FileKek, create_file_kek
+from cordon.broker.protocol import LeaseQuery
 from cordon.broker.restore import restore
 from cordon.errors import ConfigError, CordonError, SealError, SignatureError
 from fakes.key_broker import NOW, OTHER, SITE, STAMP, VAULT_KEY
@@ -359,3 +360,51 @@ def test_a_full_disk_releases_nothing_and_charges_nothing(hospitals):
     db.execute("PRAGMA max_page_count=1000000")
     hospitals.opened(broker, processes[released], asked[released])  # nothing was decided: the challenge is still open
     assert broker.spent()[0] == released + 1
+
+
+def test_a_forgotten_key_is_gone_from_the_disk_and_the_ledger_says_so(hospitals):
+    broker, process = hospitals.broker(), hospitals.process()
+    lease, other = hospitals.released(broker, process), hospitals.broker(OTHER)
+    kept = hospitals.released(other, hospitals.process(OTHER))
+    with broker._state.reading() as db:
+        wrapped = vaults.find(db, STAMP.vault).wrapped
+    assert broker.forget(STAMP.vault, hospitals.now) == (True, [lease.lease])
+    for path in hospitals.state.glob(f"{SITE}.sqlite*"):
+        assert wrapped not in path.read_bytes()
+    assert [row["kind"] for _, row, _ in broker.ledger_rows()][-2:] == ["FORGET", "REVOKE"]
+    assert broker.lease_state(LeaseQuery(v=1, lease=lease.lease), process.spki, hospitals.now).state == "revoked"
+    asked = LeaseQuery(v=1, lease=kept.lease)
+    assert other.lease_state(asked, other.site_spki, hospitals.now).state == "live", "another tenant's"
+    broker = hospitals.restart()  # tables and ledger agree
+    assert broker.vaults() == []
+    older = msgspec.structs.replace(STAMP, version=1)
+    with pytest.raises(ConfigError, match="version 2 was forgotten, which is newer than 1"):
+        broker.register(older, VAULT_KEY, hospitals.now)
+    assert broker.register(older, VAULT_KEY, hospitals.now, allow_older=True)
+
+
+def test_only_processes_of_the_forgotten_vault_lose_their_leases(hospitals):
+    broker = hospitals.broker()
+    second = msgspec.structs.replace(STAMP, vault="0b" * 16)
+    broker.register(second, VAULT_KEY, hospitals.now)
+    first, process = hospitals.process(), hospitals.process(stamp=second)
+    ended = [hospitals.released(broker, first) for _ in range(2)]
+    stands = hospitals.released(broker, process)
+    assert len(broker.forget(STAMP.vault, hospitals.now)[1]) == 1, "one row ends both leases of the process"
+    states = [
+        broker.lease_state(LeaseQuery(v=1, lease=each.lease), broker.site_spki, hospitals.now).state
+        for each in (*ended, stands)
+    ]
+    assert states == ["revoked", "revoked", "live"]
+
+
+def test_a_vault_row_put_back_after_a_forget_is_found(hospitals):
+    broker = hospitals.broker()
+    with broker._state.reading() as db:
+        row = db.execute("SELECT * FROM vaults").fetchone()
+    broker.forget(STAMP.vault, hospitals.now)
+    with broker._state.transaction() as db:
+        db.execute("INSERT INTO vaults VALUES (?, ?, ?, ?)", row)
+    hospitals.close()
+    with pytest.raises(SignatureError, match="vaults say something else than the ledger"):
+        hospitals.open()

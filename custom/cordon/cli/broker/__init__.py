@@ -31,7 +31,10 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
     top.set_defaults(run=_serve_by_default, usage=top.error)
     commands = top.add_subparsers(metavar="COMMAND", required=False)
 
-    def command(name: str, text: str, more: str, example: str, run: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, text: str, more: str, example: str, run: str, without: bool = False
+    ) -> argparse.ArgumentParser:
+        """``without``: it can do without a configuration."""
         made: argparse.ArgumentParser = commands.add_parser(
             name,
             help=text,
@@ -39,7 +42,9 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
             epilog=f"example:\n  cordon broker {name} --config broker.yml {example}".rstrip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        made.add_argument("--config", type=Path, required=True, metavar="FILE", help="broker.yml (cordon/broker/v1)")
+        made.add_argument(
+            "--config", type=Path, required=not without, metavar="FILE", help="broker.yml (cordon/broker/v1)"
+        )
         made.add_argument("--json", action="store_true", help="print JSON")
         made.set_defaults(run=_lazily(run))
         return made
@@ -74,6 +79,15 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
     add.add_argument("--vault", type=Path, required=True, metavar="FILE", help="the vault (cordon vault seal)")
     add.add_argument("--key", type=Path, required=True, metavar="FILE", help="its key (cordon vault keygen)")
     add.add_argument("--allow-older", action="store_true", help="go back to an older version than the one in use")
+    forget = command(
+        "forget",
+        "destroy the key of a vault that must not be opened any more",
+        "Processes that were given it lose their leases. A backup made before holds the key still: destroy that too.",
+        "--tenant hospital-a --vault 5e0c...",
+        "keep.forget",
+    )
+    _tenant(forget)
+    forget.add_argument("--vault", required=True, metavar="ID", help="as `status` shows it (not its file)")
     revoke = command(
         "revoke",
         "take back a lease, a job or a measurement, for good",
@@ -86,20 +100,30 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
     what.add_argument("--job", metavar="ID", help="FLARE's id of a job")
     what.add_argument("--lease", metavar="ID", help="a lease, and the process that holds it")
     what.add_argument("--measurement", metavar="HEX", help="a launch measurement or a package's digest")
-    command("status", "show budgets, live leases and ledger heads", "", "--json", "keep.status")
+    command("status", "show budgets, live leases, ledger heads, vaults and revocations", "", "--json", "keep.status")
     receipts = command(
         "receipts",
         "show the signed receipts of all decisions",
         "With --verify: exit code 1 if the chain or a signature is broken. That receipts are missing at the end shows "
-        "only against a receipt or a lease that a site holds.",
-        "--tenant hospital-a --verify --spki broker.spki",
-        "keep.receipts",
+        "only against receipts that a site holds (--leases). With --file: of a file, for an auditor who has no broker.",
+        "--tenant hospital-a --verify --study study.yml --site hospital-a\n"
+        "  cordon broker receipts --file receipts.jsonl --spki spki.txt --leases key_leases.jsonl",
+        "audit.receipts",
+        without=True,
     )
-    _tenant(receipts)
+    receipts.add_argument("--tenant", metavar="NAME", help="a tenant of the configuration")
+    receipts.add_argument(
+        "--file", type=Path, metavar="FILE", help="verify these, a JSON envelope (or what --json prints) on each line"
+    )
     receipts.add_argument("--since", type=int, default=0, metavar="N", help="only those after number N")
     receipts.add_argument("--verify", action="store_true", help="check chain and signatures")
     receipts.add_argument(
-        "--spki", type=Path, metavar="FILE", help="with --verify: the broker's public key, from the study contract"
+        "--spki", type=Path, metavar="FILE", help="the broker's public key: broker_spki of the study contract"
+    )
+    receipts.add_argument("--study", type=Path, metavar="FILE", help="or: that contract, signed, ...")
+    receipts.add_argument("--site", metavar="NAME", help="... and the hospital in it")
+    receipts.add_argument(
+        "--leases", type=Path, metavar="FILE", help="also: are all receipts in a kit's key_leases.jsonl among them?"
     )
     backup = command(
         "backup",
@@ -148,9 +172,9 @@ def _serve_by_default(args: argparse.Namespace) -> int:
 
 def _lazily(name: str) -> Run:
     def run(args: argparse.Namespace) -> int:
-        from cordon.cli.broker import init, keep, serve
+        from cordon.cli.broker import audit, init, keep, serve
 
         module, _, function = name.partition(".")
-        return int(getattr({"init": init, "keep": keep, "serve": serve}[module], function)(args))
+        return int(getattr({"audit": audit, "init": init, "keep": keep, "serve": serve}[module], function)(args))
 
     return run

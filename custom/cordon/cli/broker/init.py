@@ -24,8 +24,14 @@ def init(args: argparse.Namespace) -> int:
     said: dict[str, Any] = {"kek": args.kek, "tenants": {}}
     lines: list[str] = []
     if args.tls is not None:
-        said["spki"] = _make_tls(setup, args.tls, args.days)
-        lines.append(f"TLS key made; for every site policy:\n  broker.spki: {said['spki']}")
+        _make_tls(setup, args.tls, args.days)
+    certificate = setup.base / setup.settings.tls.certificate
+    said["spki"] = tls.pin_of(tls.load_certificate(certificate)) if certificate.exists() else None
+    if said["spki"] is None:
+        lines.append(f"no TLS certificate ({certificate}): make one with --tls NAME, or put yours there")
+    else:
+        done = "is there already" if args.tls is None else "made"
+        lines.append(f"TLS key {done}; for every site policy:\n  broker.spki: {said['spki']}")
     with setup.keys() as keys:
         for tenant in setup.settings.tenants:
             made, spki = _identity(setup, tenant, keys)
@@ -50,15 +56,13 @@ def _make_kek(setup: Setup) -> None:
         )
 
 
-def _make_tls(setup: Setup, name: str, days: int) -> str:
-    """The new key's pin."""
+def _make_tls(setup: Setup, name: str, days: int) -> None:
     if not 1 <= days <= 3650:
         raise ConfigError(f"--days: {days}, want 1 to 3650")
     files = setup.settings.tls
     certificate, key = tls.make_certificate([name], now(), days)
     new_file.write(setup.base / files.key, key)
     new_file.write(setup.base / files.certificate, certificate, 0o644)
-    return tls.pin_of(tls.load_certificate(setup.base / files.certificate))
 
 
 def _identity(setup: Setup, tenant: Tenant, keys: KeyEncryption) -> tuple[bool, str]:

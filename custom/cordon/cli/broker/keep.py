@@ -1,4 +1,4 @@
-"""``cordon broker add | revoke | status | receipts | backup | restore | accept-clock``: a broker, looked after.
+"""``cordon broker add | forget | revoke | status | backup | restore | accept-clock``: a broker, looked after.
 
 All but ``restore`` work beside a running broker, which sees in its next answer what they wrote.
 """
@@ -6,8 +6,6 @@ All but ``restore`` work beside a running broker, which sees in its next answer 
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,12 @@ from cordon import documents, messages, signing
 from cordon.broker import restore as restoring
 from cordon.broker import state
 from cordon.broker.files import make_private
-from cordon.broker.receipts import verify_receipts
 from cordon.broker.tenant import TenantBroker
 from cordon.cli.broker.opening import Setup, now, show
 from cordon.cli.vault import read_key, readable
-from cordon.errors import ConfigError, SignatureError
+from cordon.errors import ConfigError
 from cordon.messages import LedgerHead
 from cordon.study import StudyContract
-
-PAGE = 1000
 
 
 def add(args: argparse.Namespace) -> int:
@@ -50,21 +45,39 @@ def add(args: argparse.Namespace) -> int:
     return 0
 
 
+def forget(args: argparse.Namespace) -> int:
+    """Destroy a vault's key."""
+    setup = Setup.load(args.config)
+    tenant = setup.tenant(args.tenant)
+    with setup.keys() as keys, setup.opened(tenant, keys) as broker:
+        new, ended = broker.forget(args.vault, now())
+    said = {"tenant": tenant.name, "vault": args.vault, "new": new, "revoked": ended, "within_s": tenant.check_s}
+    what = "is destroyed here; a backup made before holds it still" if new else "was destroyed here before"
+    lines = [f"{tenant.name}: the key of vault {args.vault} {what}"]
+    lines += [f"  lease {lease} revoked; its process learns it within {tenant.check_s:g} s" for lease in ended]
+    show(args, said, lines)
+    return 0
+
+
 def revoke(args: argparse.Namespace) -> int:
     """Take one thing back."""
     setup = Setup.load(args.config)
     tenant = setup.tenant(args.tenant)
     with setup.keys() as keys, setup.opened(tenant, keys) as broker:
         new = broker.revoke(now(), job=args.job, lease=args.lease, measurement=args.measurement)
+        seen = args.job is None or broker.knows_job(args.job)
     what, value = next((name, getattr(args, name)) for name in ("job", "lease", "measurement") if getattr(args, name))
-    said = {"tenant": tenant.name, what: value, "new": new, "within_s": tenant.check_s}
+    said = {"tenant": tenant.name, what: value, "new": new, "seen": seen, "within_s": tenant.check_s}
     when = f"processes learn it within {tenant.check_s:g} s" if new else "it was before"
-    show(args, said, [f"{tenant.name}: {what} {value} revoked; {when}"])
+    lines = [f"{tenant.name}: {what} {value} revoked; {when}"]
+    if not seen:
+        lines.append("no lease of this job was given so far (check the id against `status`); none will be")
+    show(args, said, lines)
     return 0
 
 
 def status(args: argparse.Namespace) -> int:
-    """Budgets, live leases, ledger heads of all tenants."""
+    """Budgets, live leases, ledger heads, vaults and revocations of all tenants."""
     setup, document, lines = Setup.load(args.config), [], []
     with setup.keys() as keys:
         for tenant in setup.settings.tenants:
@@ -77,6 +90,8 @@ def status(args: argparse.Namespace) -> int:
                 f"epsilon {said['epsilon']:.4g} of {gate.epsilon:g} (delta {gate.delta:g})",
                 f"  ledger {head['ledger']}, row {head['seq']}, {head['head']}",
                 *(f"  lease {each['lease']} of job {each['job']} until {each['expires']}" for each in said["leases"]),
+                *(f"  vault {each['vault']} version {each['version']}" for each in said["vaults"]),
+                *(f"  revoked: {each['kind']} {each['value']}" for each in said["revocations"]),
             ]
     show(args, {"tenants": document}, lines)
     return 0
@@ -98,41 +113,11 @@ def _status(broker: TenantBroker) -> dict[str, Any]:
         "epsilon": epsilon,
         "max_epsilon": broker.tenant.gate.epsilon,
         "leases": leases,
+        "vaults": [documents.body_of(stamp) for stamp in broker.vaults()],
+        "revocations": [{"kind": kind, "value": value} for kind, value in broker.revocations()],
         "ledger": signing.unverified_body(head),  # just made
         "ledger_signed": head,
     }
-
-
-def receipts(args: argparse.Namespace) -> int:
-    """The receipts of one tenant, verified if asked."""
-    if args.verify != (args.spki is not None):
-        raise ConfigError("--verify and --spki go together")
-    setup = Setup.load(args.config)
-    tenant = setup.tenant(args.tenant)
-    with setup.keys() as keys, setup.opened(tenant, keys) as broker:
-        envelopes = list(_all_receipts(broker, 0 if args.verify else args.since))
-    if args.verify:
-        found, (seq, head) = verify_receipts(envelopes, _public_key(args.spki), now())
-        if args.since > len(found):
-            raise SignatureError(f"want receipts after number {args.since}, there are {len(found)}")
-        envelopes = envelopes[args.since :]
-    bodies = [signing.unverified_body(each) for each in envelopes]
-    lines = [
-        " ".join(str(body[name]) for name in ("seq", "time", "decision", "verdict", "job", "lease", "detail")).rstrip()
-        for body in bodies
-    ]
-    document: dict[str, Any] = {"tenant": tenant.name, "receipts": envelopes}
-    if args.verify:
-        document["verified"] = {"seq": seq, "head": head}
-        lines.append(f"{seq} receipts: chain and signatures hold; it ends at {head or 'nothing'}")
-    show(args, document, lines)
-    return 0
-
-
-def _all_receipts(broker: TenantBroker, since: int) -> Iterator[dict[str, Any]]:
-    while page := broker.receipts(since, PAGE):
-        yield from page
-        since += len(page)
 
 
 def backup(args: argparse.Namespace) -> int:
@@ -159,6 +144,8 @@ def restore(args: argparse.Namespace) -> int:
     tenant = setup.tenant(args.tenant)
     seen = None if args.last_seen is None else _head(setup, tenant.study, tenant.site, args.last_seen)
     source = state.database(args.source, tenant.name)
+    if not source.exists():
+        raise ConfigError(f"{source}: no backup there; --from wants the folder that `cordon broker backup` made")
     with setup.keys() as keys:
         head = restoring.restore(
             source, tenant.name, setup.state, keys, now(), lost_epsilon=args.lost_epsilon, last_seen=seen
@@ -173,9 +160,10 @@ def accept_clock(args: argparse.Namespace) -> int:
     setup, instant = Setup.load(args.config), now()
     tenant = setup.tenant(args.tenant)
     with setup.keys() as keys, setup.opened(tenant, keys) as broker:
-        broker.accept_clock(instant)
-    said = {"tenant": tenant.name, "now": instant.isoformat(timespec="seconds")}
-    show(args, said, [f"{tenant.name}: decides by the clock again, which says {said['now']}"])
+        new = broker.accept_clock(instant)
+    said = {"tenant": tenant.name, "now": instant.isoformat(timespec="seconds"), "new": new}
+    what = "decides by the clock again" if new else "nothing was wrong: decides by the clock"
+    show(args, said, [f"{tenant.name}: {what}, which says {said['now']}"])
     return 0
 
 
@@ -187,12 +175,3 @@ def _head(setup: Setup, study: str, site: str, path: Path) -> LedgerHead:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON") from error
     return messages.verify(envelope, LedgerHead, contract.hospital(site).broker_key, now())
-
-
-def _public_key(path: Path) -> signing.PublicKey:
-    """From PEM, DER, or the base64 text that ``init`` prints and a study contract holds."""
-    data = documents.read_bytes(path)
-    try:
-        return signing.load_public_key(data)
-    except ConfigError:
-        return signing.decode_spki(os.fsdecode(data).strip())

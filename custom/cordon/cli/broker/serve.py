@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from cordon import documents
+from cordon.attest.policy import AttestationPolicy
 from cordon.attest.verdict import printable
 from cordon.broker import tls
 from cordon.broker.keys import KeyEncryption
@@ -57,6 +59,8 @@ def serve(args: argparse.Namespace) -> int:
         members = {} if keys is None else _members(setup, keys, stack, problems)
         if problems.found or context is None:
             raise ConfigError("the broker does not start:\n" + "\n".join(f"- {each}" for each in problems.found))
+        for tenant in setup.settings.tenants:
+            _warn(tenant.name, documents.load(setup.base / tenant.attestation, AttestationPolicy), args.json)
         importlib.import_module("cordon.dp.accounting")  # scipy: the first release would wait for it
         server = BrokerServer(members, context, limits, now, _log_json if args.json else _log)
         asyncio.run(_run(server, setup, args, str(pin)))
@@ -80,6 +84,21 @@ def _members(
             )
         members[broker.site_spki] = broker
     return members
+
+
+def _warn(tenant: str, policy: AttestationPolicy, as_json: bool) -> None:
+    """Say so if an allow-list still holds zeros only, as the shipped policies do: no process can pass."""
+    sections = {"software": "measurement", "snp": "measurement", "tdx": "mr_td", "sgx": "mr_enclave"}
+    for section, field in sections.items():
+        allowed = getattr(getattr(policy, section), field, ())
+        if isinstance(allowed, tuple) and allowed and not any(value.strip("0") for value in allowed):
+            said = (
+                f"attestation policy {policy.name}: {section}.{field} allows zeros only, so such evidence never passes"
+            )
+            if as_json:
+                _write(json.dumps({"time": now().isoformat(), "tenant": tenant, "code": "warning", "detail": said}))
+            else:
+                _write(printable(f"warning: tenant={tenant} {said}"))
 
 
 async def _run(server: BrokerServer, setup: Setup, args: argparse.Namespace, pin: str) -> None:
