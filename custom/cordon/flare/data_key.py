@@ -29,7 +29,7 @@ from cordon.attest.keys import ProcessKeys
 from cordon.broker.gate import Lease
 from cordon.data.source import VaultSource
 from cordon.data.vault import Vault, stamp_of
-from cordon.errors import BrokerUnavailable, ConfigError, CordonError, Refused, SealError
+from cordon.errors import AttestError, BrokerUnavailable, ConfigError, CordonError, Refused, SealError
 from cordon.flare import key_records, key_request
 from cordon.flare.key_request import Asking, Broker, Granted
 from cordon.flare.kit import Kit
@@ -51,8 +51,8 @@ class DataKey:
     """A held lease. Made by ``acquire``; a context manager, or ``close`` it.
 
     All that goes wrong is a Refused (revoked, refused, expired), a BrokerUnavailable (the lease ran out while the
-    broker did not answer), a VaultError or SealError (what came is not the vault's key), or a ConfigError (the kit, its
-    devices).
+    broker did not answer), a VaultError or SealError (what came is not the vault's key), an AttestError (this
+    machine's device makes no evidence now), or a ConfigError (the kit).
     """
 
     def __init__(self, asking: Asking, granted: Granted, key: bytes) -> None:
@@ -87,7 +87,8 @@ class DataKey:
             clock: seconds, only ever forward; the lease is measured on it.
 
         Raises:
-            Refused, BrokerUnavailable, SealError, ConfigError: as ``key_request.Asking.ask``; written down in the kit.
+            Refused, BrokerUnavailable, SealError, AttestError, ConfigError: as ``key_request.Asking.ask``; written down
+                in the kit.
             VaultError: the vault's file is missing or none.
             ConfigError: the site's policy names no vault.
         """
@@ -255,6 +256,8 @@ def _code(error: CordonError) -> str:
         return error.code
     if isinstance(error, BrokerUnavailable):
         return "broker_unavailable"
+    if isinstance(error, AttestError):
+        return key_request.NO_EVIDENCE
     return "not_opened" if isinstance(error, SealError) else "site_error"
 
 

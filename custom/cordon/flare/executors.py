@@ -55,8 +55,8 @@ from cordon.errors import (
 )
 from cordon.flare import codec, plan
 from cordon.flare.data_key import PASSING
-from cordon.flare.key_request import EVIDENCE_LOCK
-from cordon.flare.session import NO_EVIDENCE, NO_KEY_NOW, NOT_ATTESTED, Session, Trained, job_context, open_session
+from cordon.flare.key_request import EVIDENCE_LOCK, NO_EVIDENCE
+from cordon.flare.session import NO_KEY_NOW, NOT_ATTESTED, Session, Trained, job_context, open_session
 
 ATTEST_TASK = "attest"
 TRAIN_TASK = "train"

@@ -47,7 +47,7 @@ def append(
         lease: id; '' where none was given.
         decision: ``released``, ``renewed``, ``refused``, ``unavailable``, or ``ended``: the lease stands no longer.
         code: of ``broker.gate.REASONS``, or ``broker_unavailable``, ``not_opened`` (the key that came does not open),
-            ``site_error`` (records or devices of this machine), ``closed`` by the holder; '' of a release.
+            ``evidence_unavailable``, ``site_error`` (its own records), ``closed`` by the holder; '' of a release.
         expires: by the broker's clock.
         receipt: the broker's DSSE envelope, as it came; its digest is that of the payload text, as for evidence.
 

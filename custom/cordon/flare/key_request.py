@@ -30,7 +30,7 @@ from cordon.attest.keys import ProcessKeys
 from cordon.broker.gate import LEASE_TYPE, RECEIPT_TYPE, REQUEST_TYPE, KeyRequest, Lease, Plan, Receipt
 from cordon.broker.protocol import WRAP_PURPOSE, Challenge, LeaseState, Release, wrap_context
 from cordon.documents import Document, body_of
-from cordon.errors import BrokerUnavailable, ConfigError, SignatureError
+from cordon.errors import AttestError, BrokerUnavailable, ConfigError, SignatureError
 from cordon.flare import key_records, plan
 from cordon.flare.kit import Kit
 from cordon.job import Job
@@ -38,6 +38,7 @@ from cordon.messages import LedgerHead
 from cordon.sealing import open_sealed
 from cordon.vault_stamp import Stamp
 
+NO_EVIDENCE = "evidence_unavailable"
 TIMEOUT_S = 10.0  # of one request to the broker
 MAX_LEASE_S = 24 * 3600.0
 
@@ -108,7 +109,8 @@ class Asking:
             Refused: by the broker; or ``ledger_rolled_back``, by this kit.
             BrokerUnavailable: no answer, or one that is not the contract's broker's, or not to this request.
             SealError: the key in the answer does not open.
-            ConfigError: no evidence can be made at the moment, or the kit's records cannot be kept.
+            AttestError: ``evidence_unavailable``: this machine's device makes none at the moment.
+            ConfigError: the kit's records cannot be kept.
         """
         kit, seen = self.kit, key_records.seen_head(self.kit.root)
         challenge = self.broker.challenge(self.job_id)
@@ -121,8 +123,11 @@ class Asking:
             bundle_digest=bundle_digest(),
             policy_digest=challenge.policy_digest,
         )
-        with EVIDENCE_LOCK:
-            evidence = make_evidence(kit.attester, context, challenge.nonce, self.keys, kit.mtls_key)
+        try:
+            with EVIDENCE_LOCK:
+                evidence = make_evidence(kit.attester, context, challenge.nonce, self.keys, kit.mtls_key)
+        except ConfigError as error:  # a device that is busy, or a GPU that left confidential computing mode
+            raise AttestError([(NO_EVIDENCE, str(error))]) from error
         request = KeyRequest(
             v=1,
             site=kit.name,

@@ -28,12 +28,13 @@ from cordon.data.harmonise import Patients
 from cordon.errors import AttestError, BrokerUnavailable, PrivacyError, Refused, SignatureError
 from cordon.flare import audit, plan
 from cordon.flare.data_key import PASSING, DataKey
+from cordon.flare.key_request import NO_EVIDENCE
 from cordon.flare.kit import Kit, load_kit
 from cordon.flare.model_chain import ModelChain
 from cordon.params import Layout, Vector
 
 RUNS = Path("cordon_state") / "jobs"  # in the kit; FLARE's own run folder is emptied at each deployment
-NOT_ATTESTED, NO_EVIDENCE = "coordinator_not_attested", "evidence_unavailable"
+NOT_ATTESTED = "coordinator_not_attested"
 NO_KEY_NOW = "key_unavailable"
 MENDABLE = frozenset({NOT_ATTESTED, NO_EVIDENCE, NO_KEY_NOW})
 """Refusals that say nothing about the next time: the coordinator asks again."""

@@ -1,5 +1,6 @@
 """A job's process gets its hospital's data key, holds it under a lease, and has none afterwards."""
 
+import dataclasses
 import gc
 import hashlib
 import json
@@ -19,9 +20,11 @@ from cordon.broker.config import Gate
 from cordon.broker.gate import Receipt
 from cordon.broker.receipts import verify_receipts
 from cordon.cli import main
-from cordon.errors import BrokerUnavailable, ConfigError, Refused, VaultError
+from cordon.errors import AttestError, BrokerUnavailable, ConfigError, Refused, VaultError
 from cordon.flare import data_key, key_records, key_request, poc_broker
+from cordon.flare.executors import refusal_code
 from cordon.flare.kit import load_kit
+from cordon.flare.session import MENDABLE
 from cordon.messages import LedgerHead
 from fakes.federation_kits import make_kits
 from fakes.lease_holder import CHECK_S, MARGIN_S, Network, holding, raises_within, until
@@ -90,6 +93,31 @@ def test_a_site_without_a_vault_has_no_key_to_ask_for(vaults):
             holder.acquire()
         with pytest.raises(ConfigError, match="names no broker"):
             key_request.connect(holder.kit)
+
+
+class Busy:
+    """A TEE whose device makes no report now."""
+
+    type = "software"
+
+    def gpu_evidence(self, nonce):
+        return None
+
+    def report(self, report_data):
+        raise ConfigError("/dev/sev-guest: busy")
+
+
+def test_a_device_that_is_busy_is_no_error_of_the_site_for_good(holder):
+    """The code is the one on which the coordinator asks again (``session.MENDABLE``)."""
+    fine = holder.kit
+    holder.kit = dataclasses.replace(fine, attester=Busy())
+    with pytest.raises(AttestError, match="busy") as caught:
+        holder.acquire()
+    assert refusal_code(caught.value) == "evidence_unavailable" in MENDABLE
+    assert "release" not in holder.wire.asked
+    holder.kit = fine
+    with holder.acquire() as key:
+        key.require()
 
 
 def test_a_missing_vault_asks_nobody(holder):
