@@ -60,7 +60,8 @@ def lasts(key):
 def test_a_lease_for_something_else_by_the_right_broker_is_refused(holder, right, field):
     def change(asked, release):
         lease = signing.unverified_body(release.lease)
-        other = {**lease["stamp"], "version": 7} if field == "stamp" else lease[field][:-1] + "0"
+        asked_for = lease[field]
+        other = {**asked_for, "version": 7} if field == "stamp" else asked_for[:-1] + "10"[asked_for[-1] == "1"]
         return forge(asked, release, right, **{field: other})
 
     holder.wire.change = change
