@@ -16,6 +16,7 @@
     |-- BrokerUnavailable          2   the key broker did not answer, so nothing is known of the key
     |-- PrivacyError               4   the differential privacy budget or its mechanism forbids the step
     |-- PolicyRefused              4   the site's policy or the study contract forbids what a job asks
+    |-- ProtocolAbort              1   secure aggregation ends for this party; carries a stable reason code
     |-- UpdateRejected             1   one update breaks a public rule; carries a stable reason code
     `-- PortInUse                  3   a port that POC needs is taken
 
@@ -150,6 +151,22 @@ class PolicyRefused(CordonError):
     def __init__(self, reasons: list[tuple[str, str]]) -> None:
         self.reasons = reasons
         super().__init__("; ".join(f"{code}: {detail}" for code, detail in reasons))
+
+
+class ProtocolAbort(CordonError):
+    """A cohort's secure aggregation ends for whoever raises this: it says nothing more and opens nothing.
+
+    Args:
+        code: stable reason, one of ``cordon.secagg.wire.ABORT_REASONS``.
+        detail: what was wanted and what came; names of sites, never a key, a share or a value.
+        blame: the site that a signed message proves at fault, '' where nobody can be blamed.
+    """
+
+    def __init__(self, code: str, detail: str, blame: str = "") -> None:
+        self.code = code
+        self.detail = detail
+        self.blame = blame
+        super().__init__(f"{code}: {detail}")
 
 
 class UpdateRejected(CordonError):

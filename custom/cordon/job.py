@@ -27,6 +27,9 @@ from cordon.signing import canonical, digest
 FILES = ("config_fed_client.json", "config_fed_server.json", "contract.yml")
 FLARE_FILES = (".__nvfl_sig.json", ".__nvfl_submitter.crt")  # added by FLARE when it signs a job; not part of the job
 
+TASKS = {"sealed": ("attest", "train"), "masked": ("attest", "train", "secagg")}
+"""Privacy mode -> the executor's tasks, in ``config_fed_client.json``."""
+
 T = TypeVar("T")
 
 # Scales that a job may choose. Far outside, float32 rounds: a subnormal clip factor would let one patient's gradient
@@ -35,20 +38,98 @@ Scale = Annotated[float, Meta(ge=1e-3, le=1e3)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
 Fraction = Annotated[float, Meta(ge=1e-6, le=1)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
+RuleName = Literal[
+    "weighted_mean",
+    "median",
+    "trimmed_mean",
+    "krum",
+    "multi_krum",
+    "geometric_median",
+    "centered_clipping",
+    "norm_bounding",
+]
 
 
 class ServerOpt(Document, frozen=True, kw_only=True):
-    """Server optimiser (Reddi et al. 2021, Algorithm 2) on the aggregated update.
+    """Server optimiser (Reddi et al. 2021, Algorithm 2) on the aggregated update; ``momentum`` is FedAvgM's.
 
     Not ``name``: FLARE takes any object with that key in a job's config for a component and refuses it.
     """
 
-    algorithm: Literal["FedAvg", "FedAdam", "FedYogi"]
+    algorithm: Literal["FedAvg", "FedAvgM", "FedAdagrad", "FedAdam", "FedYogi"]
     lr: Annotated[float, Meta(ge=1e-6, le=1e3)] = 1.0
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    bias_correction: bool = False
     beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.99
     tau: Annotated[float, Meta(ge=1e-9, le=1e3)] = 1e-3
     max_step: Scale | None = None
+
+
+class Staleness(Document, frozen=True, kw_only=True):
+    """s(tau): how much an update counts that is tau versions late (Xie et al. 2019, section 5.2); s(0) = 1.
+
+    ``polynomial`` (1 + tau)^-a; ``hinge`` 1 up to tau = b, then 1 / (a (tau - b) + 1); ``constant`` 1.
+    """
+
+    function: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    a: Annotated[float, Meta(ge=0, le=100)] = 0.5
+    b: Annotated[int, Meta(ge=0, le=1000)] = 0
+
+
+class PreAggregation(Document, frozen=True, kw_only=True):
+    """A step before the rule (``cordon.robust``): nearest-neighbour mixing or bucketing."""
+
+    step: Literal["nnm", "bucketing"]
+    args: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class Groups(Document, frozen=True, kw_only=True):
+    """Masked mode with robustness: sites are divided once per job, by commit and reveal, into groups of at least
+    ``size``.
+
+    ``f`` sites may lie; ``drop_outs`` of a group may be away when it opens; ``may_stop`` groups may end for good.
+    ``buffer`` then counts groups.
+    """
+
+    size: Annotated[int, Meta(ge=3, le=40)]
+    f: Annotated[int, Meta(ge=0, le=1000)]
+    drop_outs: Annotated[int, Meta(ge=0, le=40)] = 0
+    may_stop: Annotated[int, Meta(ge=0, le=1000)] = 0
+
+
+def threshold(members: int, c: int) -> int:
+    """t = floor((K + c) / 2) + 1 shares give a secret back: any two sets of t members of a cohort of K share an honest
+    one, so no two survivor sets open (``cordon.secagg``).
+
+    >>> threshold(5, 0), threshold(8, 2)
+    (3, 6)
+    """
+    return (members + c) // 2 + 1
+
+
+class Masked(Document, frozen=True, kw_only=True):
+    """Secure aggregation (``cordon.secagg``): a sum opens with at least ``u_min`` sites, against the coordinator and
+    ``c`` sites that collude with it. Without ``groups`` a cohort of ``buffer`` sites makes one version.
+
+    ``distributed``: the noise of the plan is drawn as discrete shares after weighting, and accounted in the sum.
+    """
+
+    u_min: Annotated[int, Meta(ge=3, le=40)]
+    c: Annotated[int, Meta(ge=0, le=38)]
+    max_aborts: Annotated[int, Meta(ge=0, le=1000)] = 3
+    ring_bits: Literal[32, 64] = 32
+    groups: Groups | None = None
+    distributed: bool = False
+    stage_timeout_s: Positive = 60.0
+
+    def threshold(self, cohort: int) -> int:
+        """t of ``cohort`` = K sites."""
+        return threshold(cohort, self.c)
+
+    def least(self, cohort: int) -> int:
+        """Of ``cohort`` sites, so many must see the sum through for it to open: max(t, u_min)."""
+        return max(self.threshold(cohort), self.u_min)
 
 
 class DPPlan(Document, frozen=True, kw_only=True):
@@ -70,24 +151,38 @@ class DPPlan(Document, frozen=True, kw_only=True):
 
 
 class ControllerArgs(Document, frozen=True, kw_only=True):
-    """What the coordinator does. ``buffer`` = distinct sites per model version."""
+    """What the coordinator does. ``buffer`` = distinct sites per model version (groups of sites in masked groups).
 
-    privacy: Literal["sealed"]
-    rule: Literal["weighted_mean", "trimmed_mean"]
+    ``masked`` is there exactly where ``privacy`` is "masked". ``pre_aggregation`` runs before ``rule``, in this order.
+    """
+
+    privacy: Literal["sealed", "masked"]
+    rule: RuleName
     server_opt: ServerOpt
     buffer: Annotated[int, Meta(ge=3, le=1000)]
     versions: Count
     rounds_per_site: Count
     norm_bound: Scale
     rule_args: dict[str, float] = msgspec.field(default_factory=dict)
+    pre_aggregation: tuple[PreAggregation, ...] = ()
+    masked: Masked | None = None
+    staleness: Staleness = Staleness()
     max_staleness: Annotated[int, Meta(ge=0)] = 10
     max_faults: Count = 2
     ticket_timeout_s: Positive = 3600.0
     init_seed: Annotated[int, Meta(ge=0)] = 0
 
+    def __post_init__(self) -> None:
+        if (self.privacy == "masked") != (self.masked is not None):
+            raise ValueError('privacy "masked" wants the arguments masked, and no other privacy mode has them')
+
 
 class ExecutorArgs(Document, frozen=True, kw_only=True):
-    """What a site does in one round. ``learning_rate`` is that of local DP-SGD."""
+    """What a site does in one round. ``learning_rate`` is that of local DP-SGD.
+
+    ``local_parameters``: exact names of parameters that stay at the site (FedBN, Li et al. 2021; personal heads):
+    neither sent, masked nor aggregated.
+    """
 
     model: str
     model_args: dict[str, Any]
@@ -95,6 +190,7 @@ class ExecutorArgs(Document, frozen=True, kw_only=True):
     dp: DPPlan
     learning_rate: Annotated[float, Meta(ge=1e-6, le=1e3)]
     engine: Literal["opacus"] = "opacus"
+    local_parameters: Annotated[tuple[str, ...], Meta(max_length=1000)] = ()
 
 
 class _Workflow(Document, frozen=True, kw_only=True):
@@ -119,8 +215,14 @@ class _Executor(Document, frozen=True, kw_only=True):
 
 
 class _Tasks(Document, frozen=True, kw_only=True):
-    tasks: tuple[Literal["attest"], Literal["train"]]
+    tasks: tuple[Literal["attest", "train", "secagg"], ...]
     executor: _Executor
+
+
+class _Server(Document, frozen=True, kw_only=True):
+    """FLARE's own: seconds between two questions of a site for work. A masked cohort takes four answers of each."""
+
+    task_request_interval: Annotated[float, Meta(ge=0.1, le=60)]
 
 
 class _ServerConfig(Document, frozen=True, kw_only=True):
@@ -131,6 +233,7 @@ class _ServerConfig(Document, frozen=True, kw_only=True):
     components: tuple[_Persistor]
     task_data_filters: tuple[()]
     task_result_filters: tuple[()]
+    server: _Server | None = None
 
 
 class _ClientConfig(Document, frozen=True, kw_only=True):
@@ -172,6 +275,9 @@ def from_files(name: str, files: Mapping[str, bytes]) -> Job:
         )
     server = _config(files["config_fed_server.json"], _ServerConfig, f"job {name}: config_fed_server.json")
     client = _config(files["config_fed_client.json"], _ClientConfig, f"job {name}: config_fed_client.json")
+    privacy, tasks = server.workflows[0].args.privacy, client.executors[0].tasks
+    if tasks != TASKS[privacy]:
+        raise ConfigError(f"job {name}: {privacy} wants tasks {', '.join(TASKS[privacy])}; got {', '.join(tasks)}")
     contract = files["contract.yml"]
     return Job(
         name=name,

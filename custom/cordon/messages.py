@@ -41,6 +41,7 @@ REJECT_REASONS = {
     "not_finite": "holds NaN or infinity",
     "over_norm_bound": "L2 norm over the job's public norm_bound",
     "wrong_privacy": "privacy mode or DP event differs from the job's plan",
+    "bad_secagg": "a signed message of secure aggregation that its protocol proves wrong",
 }
 """Stable reason codes for a refused update; each is a fault that the site's signature proves, or a broken message."""
 
@@ -58,6 +59,9 @@ REFUSAL_REASONS = {
     "coordinator_not_attested": "the coordinator is not attested at the site any more",
     "evidence_unavailable": "the site's hardware makes no evidence at the moment",
     "bad_message": "the coordinator's message is not signed, not for this job or not on the model chain",
+    "cohort_aborted": "secure aggregation ended for this site: what came does not allow it to go on",
+    "update_spent": "the update was masked in a cohort that ended: it is not used again",
+    "too_many_aborts": "more cohorts ended with a masked update of the site in them than its policy allows",
     "plan_exhausted": "the site already used its rounds_per_site",
     "site_error": "an error inside the site; its own log has the details",
 }
@@ -67,7 +71,7 @@ REFUSAL_REASONS = {
 class DPEvent(Document, frozen=True, kw_only=True):
     """A mechanism run as a frozen value: accountants interpret it, nothing here computes."""
 
-    mechanism: Literal["poisson_subsampled_gaussian"]
+    mechanism: Literal["poisson_subsampled_gaussian", "distributed_discrete_gaussian"]
     noise_multiplier: float
     sampling_rate: float
     steps: int
