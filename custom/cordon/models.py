@@ -2,12 +2,13 @@
 
 A job names a model and its arguments; both come from the job's author, so every argument has a schema and a bound:
 building a model can cost memory and time up to the bound and do nothing else. A vector is the model's parameters in
-the order of their sorted names (``cordon.params``).
+the order of their sorted names (``cordon.params``). Parameters that a job names ``local`` (FedBN, Li et al. 2021,
+section 3: normalisation layers; personal heads) stay at a site: the shared vector is that of all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -73,31 +74,55 @@ def layout_of(module: nn.Module) -> Layout:
     return Layout.of(_arrays(module))
 
 
-def get_vector(module: nn.Module) -> Vector:
-    """The parameters of ``module`` as one (d,) float32 vector (a copy)."""
+def get_vector(module: nn.Module, local: Iterable[str] = ()) -> Vector:
+    """The shared parameters of ``module``, all but those named ``local``, as one (d,) float32 vector (a copy)."""
     arrays = _arrays(module)
-    return Layout.of(arrays).flatten(arrays)
+    shared = Layout.of(arrays).without(local)
+    return shared.flatten({name: arrays[name] for name, _ in shared.shapes})
 
 
-def set_vector(module: nn.Module, w: Vector) -> None:
-    """Put the (d,) vector ``w`` into the parameters of ``module``; ConfigError if it does not fit."""
-    import torch
+def set_vector(module: nn.Module, w: Vector, local: Iterable[str] = ()) -> None:
+    """Put the (d,) vector ``w`` into the shared parameters of ``module``; those named ``local`` stay as they are.
 
-    arrays = layout_of(module).unflatten(w)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(torch.from_numpy(arrays[name]))
+    Raises:
+        ConfigError: ``w`` does not fit, or a name is no parameter.
+    """
+    _put(module, layout_of(module).without(local).unflatten(w))
 
 
-def initial_vector(name: str, model_args: Mapping[str, Any], in_features: int, seed: int) -> Vector:
-    """The first model of a job: MONAI's initialisation under the public ``seed``; the global RNG is left alone."""
+def get_local(module: nn.Module, local: Iterable[str]) -> Vector:
+    """The parameters named ``local``, in the order of their sorted names, as one float32 vector (a copy)."""
+    arrays = _arrays(module)
+    own = Layout.of(arrays).only(local)
+    return own.flatten({name: arrays[name] for name, _ in own.shapes})
+
+
+def set_local(module: nn.Module, own: Vector, local: Iterable[str]) -> None:
+    """Put back what ``get_local`` gave; the shared parameters stay as they are. ConfigError as ``set_vector``."""
+    _put(module, layout_of(module).only(local).unflatten(own))
+
+
+def initial_vector(
+    name: str, model_args: Mapping[str, Any], in_features: int, seed: int, local: Iterable[str] = ()
+) -> Vector:
+    """The first model of a job, without the parameters named ``local``: MONAI's initialisation under the public
+    ``seed``; the global RNG is left alone."""
     if not 0 <= seed <= MAX_SEED:
         raise ConfigError(f"seed must lie in 0 to {MAX_SEED}, got {seed}")
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_vector(build(name, model_args, in_features))
+        return get_vector(build(name, model_args, in_features), local)
+
+
+def _put(module: nn.Module, arrays: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in arrays:
+                parameter.copy_(torch.from_numpy(arrays[name]))
 
 
 def _arrays(module: nn.Module) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:

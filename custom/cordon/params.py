@@ -7,7 +7,7 @@ another architecture is refused before it is read as one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,3 +63,55 @@ class Layout:
             arrays[name] = vector[at : at + size].reshape(shape).astype(np.float32)
             at += size
         return arrays
+
+    def without(self, local: Iterable[str]) -> Layout:
+        """The shared layout: all parameters but those named ``local``, which stay at a site.
+
+        >>> Layout((("body.weight", (2, 3)), ("head.bias", (2,)))).without(["head.bias"]).shapes
+        (('body.weight', (2, 3)),)
+
+        Raises:
+            ConfigError: a name that is no parameter, or is there twice; nothing would be left to share.
+        """
+        chosen = self._chosen(local)
+        if chosen and len(chosen) == len(self.shapes):
+            raise ConfigError("every parameter is local: nothing is left to share")
+        return Layout(tuple(each for each in self.shapes if each[0] not in chosen))
+
+    def only(self, local: Iterable[str]) -> Layout:
+        """The layout of the parameters named ``local``; ConfigError as ``without``."""
+        chosen = self._chosen(local)
+        return Layout(tuple(each for each in self.shapes if each[0] in chosen))
+
+    def split(self, vector: Vector, local: Iterable[str]) -> tuple[Vector, Vector]:
+        """A (d,) vector as (its shared part, its part named ``local``): vectors of ``without`` and ``only``, copies."""
+        mask = self._mask(local)
+        if vector.shape != (self.size,):
+            raise ConfigError(f"vector does not fit the layout: want ({self.size},), got {vector.shape}")
+        return vector[~mask], vector[mask]
+
+    def join(self, shared: Vector, own: Vector, local: Iterable[str]) -> Vector:
+        """The inverse of ``split``: the (d,) vector of both parts."""
+        mask = self._mask(local)
+        count = int(mask.sum())
+        if shared.shape != (self.size - count,) or own.shape != (count,):
+            raise ConfigError(
+                f"parts do not fit: want {self.size - count} and {count}, got {shared.shape}, {own.shape}"
+            )
+        vector = np.empty(self.size, np.float32)
+        vector[~mask], vector[mask] = shared, own
+        return vector
+
+    def _chosen(self, local: Iterable[str]) -> set[str]:
+        names, known = list(local), {name for name, _ in self.shapes}
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise ConfigError(f"no parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"a local parameter is named twice: {', '.join(sorted(names))}")
+        return set(names)
+
+    def _mask(self, local: Iterable[str]) -> NDArray[np.bool_]:
+        chosen = self._chosen(local)
+        parts = [np.full(int(np.prod(shape)), name in chosen) for name, shape in self.shapes]
+        return np.concatenate(parts) if parts else np.zeros(0, np.bool_)

@@ -10,7 +10,7 @@ from cordon.params import Vector
 
 @dataclass(frozen=True)
 class Entry:
-    """One accepted update: ``delta`` (d,) float32, made ``staleness`` versions ago."""
+    """One accepted update: ``delta`` (d,) float32, made ``staleness`` versions ago and scaled by s(tau)."""
 
     delta: Vector
     staleness: int

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from cordon.asyncfl.coordinator import Coordinator
 from cordon.asyncfl.records import Ticket
 from cordon.errors import ConfigError, UpdateRejected
-from cordon.job import ControllerArgs, ServerOpt
+from cordon.job import ControllerArgs, ServerOpt, Staleness
 from cordon.messages import DPEvent, UpdateHeader, chain_head, pack, sha256
-from cordon.robust.rules import RULES
+from cordon.robust import aggregate
 
 SITES = ["a", "b", "c", "d"]
 LAYOUT = "1" * 64
@@ -47,9 +47,8 @@ class Bench:
 
     def __init__(self, sites: list[str] = SITES, weights: dict[str, float] | None = None, **changes: Any) -> None:
         args = msgspec.structs.replace(ARGS, **changes)
-        self.core = Coordinator(
-            args, sites, weights or {}, np.zeros(D, np.float32), LAYOUT, dp_event=EVENT, rule=RULES[args.rule]
-        )
+        rule = lambda rows, p: aggregate(rows, p, args.rule, args.rule_args)  # noqa: E731
+        self.core = Coordinator(args, sites, weights or {}, np.zeros(D, np.float32), LAYOUT, dp_event=EVENT, rule=rule)
         self._ids = itertools.count()
 
     def issue(self, site: str, now: float = 0.0) -> Ticket:
@@ -98,6 +97,34 @@ def test_identical_fresh_updates_of_ones_move_the_model_by_exactly_one(k: int, w
         assert np.array_equal(bench.core.model, np.full(D, version, np.float32))
 
 
+def test_rows_come_to_the_rule_by_site_unstacked_and_with_the_public_weights() -> None:
+    seen: dict[str, Any] = {}
+
+    def rule(rows: Any, weights: Any) -> Any:
+        seen.update(rows=rows, weights=weights)
+        return aggregate(rows, weights, "weighted_mean")
+
+    weights = {"a": 0.5, "b": 2.0, "c": 3.0, "d": 1.0}
+    core = Coordinator(ARGS, SITES, weights, np.zeros(D, np.float32), LAYOUT, dp_event=EVENT, rule=rule)
+    for site in ("d", "a", "c"):
+        core.submit(site, header(core.issue(site, f"t-{site}", 0.0)), np.full(D, weights[site], np.float32))
+    core.apply()
+    assert not isinstance(seen["rows"], np.ndarray)
+    assert [(row.dtype, row[0]) for row in seen["rows"]] == [(np.float32, weights[site]) for site in "acd"]
+    assert seen["weights"].tolist() == [0.5, 3.0, 1.0]
+
+
+def test_a_version_tells_how_far_its_updates_point_apart_and_who_was_left_out() -> None:
+    bench = Bench(["a", "b", "c", "d"], buffer=4, rule="multi_krum", rule_args={"f": 1.0, "m": 3.0}, norm_bound=1000.0)
+    for site in "abd":
+        bench.round(site, 1.0)
+    bench.round("c", -100.0)
+    divergence = bench.core.apply().divergence
+    assert divergence is not None
+    assert (divergence.least, divergence.greatest) == (-1.0, 1.0)
+    assert divergence.outliers == ("c",)
+
+
 @given(st.permutations(SITES[:3]), st.integers(0, 1000))
 def test_order_of_arrival_does_not_change_a_bit(order: list[str], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -134,6 +161,20 @@ def test_a_stale_update_counts_by_its_staleness_weight() -> None:
     assert made.staleness == (0, 0, 1)
     assert np.allclose(bench.core.model, 3.0 / math.sqrt(2) / 3)
     assert made.step_norm == pytest.approx(2 * 3.0 / math.sqrt(2) / 3)
+
+
+def test_the_job_chooses_how_much_a_stale_update_counts() -> None:
+    for staleness, factor in ((Staleness(function="constant"), 1.0), (Staleness(function="hinge", a=1.0, b=0), 0.5)):
+        bench = Bench(staleness=staleness)
+        old = bench.issue("d")
+        for site in "abc":
+            bench.round(site, 0.0)
+        bench.core.apply()
+        bench.answer(old, 3.0)
+        bench.round("a", 0.0)
+        bench.round("b", 0.0)
+        bench.core.apply()
+        assert np.allclose(bench.core.model, factor)
 
 
 def test_step_is_clipped_after_the_server_optimiser() -> None:
@@ -517,8 +558,7 @@ def test_whatever_happens_it_goes_on_or_says_why_not(data: st.DataObject) -> Non
         (["a", "b"], {}, {}, "distinct sites"),
         (["a", "a", "b"], {}, {}, "distinct sites"),
         (SITES, {"a": 1.0}, {}, "no weight for b, c, d"),
-        (SITES, {}, {"rule": "trimmed_mean", "rule_args": {"f": 1.0}}, "fewer than 3"),
-        (SITES, {}, {"rule_args": {"f": 1.0}}, "does not take f"),
+        (SITES, {}, {"server_opt": ServerOpt(algorithm="FedYogi", bias_correction=True)}, "bias_correction"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_before_training(sites: Any, weights: Any, changes: Any, match: str) -> None:
