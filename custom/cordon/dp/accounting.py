@@ -3,6 +3,9 @@
 PLD (Koskela et al. 2020; pessimistic, discretised at 1e-3 or finer) is the tight figure of a plan fixed in advance; RDP
 (Mironov 2017; Mironov, Talwar, Zhang 2019) is looser and is what a site's policy limits. The two are independent
 implementations of upper bounds, so PLD above RDP means that one of them is wrong.
+
+An event ``distributed_discrete_gaussian`` is one opened masked sum (``cordon.dp.distributed``): accounted as the
+Gaussian of its noise multiplier, at a delta from which ``RESERVE`` is kept back for the difference between the two.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ Adjacency = Literal["add_or_remove_one", "replace_one"]
 Counts = tuple[tuple[tuple[float, float], int], ...]
 """((noise multiplier, sampling rate), steps), sorted."""
 
+RESERVE = 1e-3
+"""The part of delta that is kept for what discrete noise differs from continuous; ``SharedNoise.epsilon`` checks it."""
+
 _RELATIONS = {
     "add_or_remove_one": NeighboringRelation.ADD_OR_REMOVE_ONE,
     "replace_one": NeighboringRelation.REPLACE_ONE,
@@ -43,7 +49,9 @@ def epsilon(
     """Epsilon of all ``events`` together at ``delta``.
 
     Args:
-        events: (event, how many rounds of it); one round of an event has ``event.steps`` steps.
+        events: (event, how many rounds of it); one round of an event has ``event.steps`` steps, a sum has one. The
+            figure of sums holds if their distance from Gaussians fits ``RESERVE``, which depends on the ring and not on
+            the event: whoever draws the noise checks that (``SharedNoise.epsilon``).
         delta: in (0, 1).
         accountant: ``pld`` or ``rdp``.
         adjacency: ``add_or_remove_one`` row, or ``replace_one`` (PLD only: dp-accounting's RDP has none for Poisson
@@ -65,13 +73,18 @@ def epsilon(
     if not 0 < delta < 1:
         raise ConfigError(f"delta must lie in (0, 1), got {delta}")
     counts: dict[tuple[float, float], int] = {}
+    reserved = 0.0
     for event, rounds in events:
         if rounds < 0 or event.steps < 1 or not event.noise_multiplier > 0 or not 0 < event.sampling_rate <= 1:
             raise ConfigError(f"not an event that can be accounted: {rounds} rounds of {event}")
+        if event.mechanism == "distributed_discrete_gaussian":
+            if event.steps != 1:
+                raise ConfigError(f"an opened sum is one step, the event has {event.steps}")
+            reserved = RESERVE
         if rounds:
             key = (event.noise_multiplier, event.sampling_rate)
             counts[key] = counts.get(key, 0) + rounds * event.steps
-    return _epsilon(tuple(sorted(counts.items())), delta, accountant, adjacency)
+    return _epsilon(tuple(sorted(counts.items())), delta * (1 - reserved), accountant, adjacency)
 
 
 @lru_cache(maxsize=1024)
