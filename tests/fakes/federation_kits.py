@@ -96,7 +96,9 @@ def make_kits(
         else:
             packed = packaging.pack_hospital(made.folder, made.policies[name], local, name, agreed, now)
             log_streaming = packed.egress.log_streaming
-            fill_kit(folder / name, name, split, folder / poc_broker.FOLDER)
+            # More hospitals than the demo has data for: the others hold the last one's patients.
+            patients = name if name in split.sites else list(split.sites)[-1]
+            fill_kit(folder / name, patients, split, folder / poc_broker.FOLDER)
         poc_documents.write_tee(state, local, name, now)
         write_flare_files(folder / name, name, log_streaming)
         for peer in hospitals if name == SERVER else (SERVER,):

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 
 from cordon import documents, signing
-from cordon.flare import admission, executors, run, session
+from cordon.flare import admission, entry, executors, masked_run, run, sealed_run, session
 
-from .federation_kits import make_kits
-from .in_process import Clock, Federation, Hand, Site, job_files
+from .federation_kits import HOSPITALS, make_kits
+from .in_process import Clock, Federation, Hand, Site, job_files, masked_files
+
+FIVE = (*HOSPITALS, "hospital-e")
+TEN = tuple(f"hospital-{letter}" for letter in "abcdefghij")
+NINE = TEN[:9]
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +30,24 @@ def made_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kits(made_kits: Path, tmp_path: Path) -> Path:
     """A copy of the kits for one test to use and to break."""
     return Path(shutil.copytree(made_kits, tmp_path / "kits"))
+
+
+@pytest.fixture(scope="session")
+def made_nine_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kits of a coordinator and nine hospitals; not to be changed."""
+    return make_kits(tmp_path_factory.mktemp("nine_kits"), NINE)
+
+
+@pytest.fixture
+def masked_kits(made_five_kits: Path, tmp_path: Path) -> Path:
+    """A copy of kits of a coordinator and five hospitals for one test to use and to break."""
+    return Path(shutil.copytree(made_five_kits, tmp_path / "masked"))
+
+
+@pytest.fixture(scope="session")
+def made_five_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kits of a coordinator and five hospitals; not to be changed."""
+    return make_kits(tmp_path_factory.mktemp("five_kits"), FIVE)
 
 
 _parse = functools.lru_cache(maxsize=256)(documents.parse)
@@ -47,7 +69,7 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of controller and executors; it stands still unless somebody waits."""
     made = Clock()
-    for module in (admission, run, executors, session):
+    for module in (admission, entry, run, sealed_run, masked_run, executors, session):
         monkeypatch.setattr(module, "time", made)
     return made
 
@@ -58,6 +80,24 @@ def federate(kits: Path, clock: Clock, remembered: None) -> Callable[..., Federa
 
     def make(at_once: int = 1, folder: Path | None = None, **controller: Any) -> Federation:
         return Federation(folder or kits, job_files(controller), clock, at_once=at_once)
+
+    return make
+
+
+@pytest.fixture
+def aggregate(masked_kits: Path, clock: Clock, remembered: None) -> Callable[..., Federation]:
+    """Makes a federation of five hospitals that runs ``jobs/oncology_masked`` with some arguments changed."""
+
+    def make(
+        at_once: int = 5,
+        folder: Path | None = None,
+        masked: dict[str, Any] | None = None,
+        executor: dict[str, Any] | None = None,
+        hospitals: tuple[str, ...] = FIVE,
+        **controller: Any,
+    ) -> Federation:
+        files = masked_files(masked, executor, **controller)
+        return Federation(folder or masked_kits, files, clock, hospitals, at_once)
 
     return make
 

@@ -41,7 +41,7 @@ from cordon.sealing import decode_kem_key
 from .federation_kits import HOSPITALS, ROOT, SERVER
 
 JOB_ID = "11111111-2222-3333-4444-555555555555"
-CONFIG = ROOT / "jobs" / "oncology" / "app" / "config"
+JOBS = ROOT / "jobs"
 MAX_WAITS = 2000
 
 flare_decomposers.register()
@@ -49,10 +49,10 @@ common_decomposers.register()
 
 
 def job_files(
-    controller: Mapping[str, Any] | None = None, executor: Mapping[str, Any] | None = None
+    controller: Mapping[str, Any] | None = None, executor: Mapping[str, Any] | None = None, job: str = "oncology"
 ) -> dict[str, bytes]:
-    """The files of ``jobs/oncology`` with some arguments changed; short: 3 versions, 4 rounds a site."""
-    files = {name: (CONFIG / name).read_bytes() for name in jobs.FILES}
+    """The files of ``jobs/<job>`` with some arguments changed; short: 3 versions, 4 rounds a site."""
+    files = {name: (JOBS / job / "app" / "config" / name).read_bytes() for name in jobs.FILES}
     server, client = (json.loads(files[f"config_fed_{side}.json"]) for side in ("server", "client"))
     server["workflows"][0]["args"].update({"versions": 3, "rounds_per_site": 4, **(controller or {})})
     client["executors"][0]["executor"]["args"].update(executor or {})
@@ -61,6 +61,17 @@ def job_files(
         "config_fed_client.json": json.dumps(client).encode(),
         "contract.yml": files["contract.yml"],
     }
+
+
+def masked_files(
+    masked: Mapping[str, Any] | None = None,
+    executor: Mapping[str, Any] | None = None,
+    **controller: Any,
+) -> dict[str, bytes]:
+    """The files of ``jobs/oncology_masked``, with some of its arguments (``masked``: of secure aggregation) changed."""
+    config = json.loads((JOBS / "oncology_masked" / "app" / "config" / "config_fed_server.json").read_bytes())
+    terms = {**config["workflows"][0]["args"]["masked"], **(masked or {})}
+    return job_files({**controller, "masked": terms}, executor, "oncology_masked")
 
 
 class Clock:
@@ -123,12 +134,17 @@ def message(parts: dict[str, Any], payload: bytes = b"") -> Shareable:
     return over_the_wire(FLModelUtils.to_shareable(codec.to_model(parts, payload)))
 
 
+def stage_of(task: str, shareable: Shareable) -> str:
+    """The stage of secure aggregation that a task asks for, else the task."""
+    return str(open_message(shareable)[0]["stage"]) if task == executors.SECAGG_TASK else task
+
+
 def said(reply: Shareable) -> str:
     """The reason code of a refusal ('' if the reply is none); a refusal must be that and nothing else."""
     parts, payload = open_message(reply)
     if "refusal" not in parts:
         return ""
-    assert "update" not in parts
+    assert set(parts) == {"refusal"}
     assert payload == b""
     return str(signing.unverified_body(parts["refusal"])["code"])
 
@@ -216,6 +232,10 @@ class Federation:
         self.served: list[tuple[str, str]] = []
         self.seen: list[tuple[str, str, Shareable]] = []
         """(site, task, reply) of every reply that a site gave."""
+        self.stages: list[tuple[str, str]] = []
+        """(site, stage or task) of every task that reached a site."""
+        self.dead: set[str] = set()
+        """Sites that no task reaches any more."""
 
     @property
     def run_dir(self) -> Path:
@@ -236,7 +256,10 @@ class Federation:
         for _ in range(min(self.at_once, len(self.pending))):
             site, task = self.pending.popleft()
             shareable = self.on_task(site, task.name, over_the_wire(task.data))
+            if site in self.dead:
+                continue
             self.served.append((site, task.name))
+            self.stages.append((site, stage_of(task.name, shareable)))
             reply = self.sites[site].execute(task.name, shareable)
             self.seen.append((site, task.name, reply))
             for each in self.on_reply(site, task.name, reply):

@@ -62,7 +62,7 @@ class Admission:
     def challenge(self, peer: Peer) -> dict[str, Any]:
         """The parts of a fresh challenge to ``peer``; whatever came before is void."""
         peer.nonce, peer.challenged_at, peer.overdue = secrets.token_bytes(NONCE_BYTES), time.monotonic(), False
-        peer.ask_at = None
+        peer.ask_at = peer.evidence = None  # the site's own challenge before this one is void, so the answer to it too
         return {"nonce": base64.b64encode(peer.nonce).decode(), "policy_digest": self._kit.attest_policy_digest}
 
     def late(self, peer: Peer) -> bool:

@@ -35,6 +35,9 @@ class AsyncController(ModelController):
         rounds_per_site: int,
         norm_bound: float,
         rule_args: dict[str, float] | None = None,
+        pre_aggregation: list[dict[str, Any]] | tuple[dict[str, Any], ...] = (),
+        masked: dict[str, Any] | None = None,
+        staleness: dict[str, Any] | None = None,
         max_staleness: int = 10,
         max_faults: int = 2,
         ticket_timeout_s: float = 3600.0,
@@ -49,6 +52,9 @@ class AsyncController(ModelController):
         self.rounds_per_site = rounds_per_site
         self.norm_bound = norm_bound
         self.rule_args = rule_args
+        self.pre_aggregation = pre_aggregation
+        self.masked = masked
+        self.staleness = staleness
         self.max_staleness = max_staleness
         self.max_faults = max_faults
         self.ticket_timeout_s = ticket_timeout_s

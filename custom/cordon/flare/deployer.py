@@ -22,9 +22,10 @@ from nvflare.private.fed.utils.app_deployer import AppDeployer
 
 from cordon import job as jobs
 from cordon.errors import ConfigError, CordonError
+from cordon.flare import aggregation
 from cordon.flare.cc_manager import CordonCCManager
 from cordon.flare.kit import Kit, load_kit
-from cordon.flare.plan import judge_job
+from cordon.flare.plan import check_job, judge_job
 
 CC_MANAGER = "cc_manager"  # component id in the kit
 
@@ -59,7 +60,8 @@ class SiteAppDeployer(AppDeployer):
 
 
 class ConfigurationOnly(AppValidator):
-    """The coordinator's gate: an app holds the three files of a Cordon job and what FLARE adds when it signs one."""
+    """The coordinator's gate: an app holds the three files of a Cordon job and what FLARE adds when it signs one; its
+    rule can work with its buffer, and secure aggregation with the study's sites."""
 
     def validate(self, app_folder: str) -> tuple[str, dict[str, Any]]:
         """FLARE's contract: ('', properties) if the app may be deployed, else why not; FLARE then deletes it."""
@@ -67,7 +69,12 @@ class ConfigurationOnly(AppValidator):
             entries = sorted(path.name for path in Path(app_folder).iterdir())
             if more := [name for name in entries if name != "config" and name not in jobs.FLARE_FILES]:
                 raise ConfigError(f"configuration only, but the app also holds {', '.join(more[:5])}")
-            jobs.from_folder("as submitted", Path(app_folder) / "config")
+            job = jobs.from_folder("as submitted", Path(app_folder) / "config")
+            if job.controller.masked is None:
+                aggregation.of(job.controller)
+            else:  # FLARE unpacks an app into <kit>/<job id>/<app>
+                study = load_kit(Path(app_folder).parents[1], datetime.now(UTC)).study
+                check_job(job, len(study.roster))
         except CordonError as error:
             return f"the coordinator refuses the job: {error}", {}
         except Exception:  # as above

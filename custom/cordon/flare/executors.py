@@ -4,13 +4,16 @@ Tasks (names are the job's):
 
 * ``attest``: the coordinator's challenge. Reply: this job process's evidence (its keys live and die with the job), this
   site's own challenge, and, if its data, key broker or policy forbids training, a signed refusal with a reason code.
-* ``train``: a signed global model under a ticket, sealed to this process. Reply: the clipped, noised delta, sealed to
-  the coordinator's process and signed; or a signed refusal.
+* ``train``: a signed global model under a ticket, sealed to this process. Reply: in sealed mode the clipped, noised
+  delta, sealed to the coordinator's process and signed; in masked mode a signed ticket: the delta is ready to be
+  masked, and stays here. Or a signed refusal.
+* ``secagg`` (masked mode): one message of secure aggregation (``masked_site``). Reply: the site's own, or a refusal.
 
-The first ``train`` brings the coordinator's evidence for this site's challenge; both its keys are pinned. Both
+The first of these brings the coordinator's evidence for this site's challenge; both its keys are pinned. Both
 evidences are renewed before their leases end. A coordinator that lost its lease, or a site whose data key was taken
 back: no training and no update. In the clear, model and update are in this process's memory and nowhere else.
-Every reply leaves at a tick of the study's public time grid: how long loading or training took tells a site's size.
+Replies to the first two leave at a tick of the study's public time grid: how long loading or training took tells a
+site's size.
 Nothing is logged through FLARE's context: such lines can be asked for from the console.
 """
 
@@ -21,6 +24,7 @@ import contextlib
 import secrets
 import time
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -33,13 +37,14 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from cordon import job as jobs
 from cordon import messages, models, signing
 from cordon.attest.appraise import make_evidence
 from cordon.attest.binding import NONCE_BYTES
 from cordon.attest.keys import AttestedKeys
 from cordon.data.load import load_patients
 from cordon.data.source import FolderSource, Source
-from cordon.dp.train import clip_update, train_round
+from cordon.dp.train import clip_update, train_round, unnoised_step
 from cordon.errors import (
     AttestError,
     BrokerUnavailable,
@@ -48,18 +53,21 @@ from cordon.errors import (
     DataError,
     PolicyRefused,
     PrivacyError,
+    ProtocolAbort,
     Refused,
     SealError,
     SignatureError,
     UpdateRejected,
 )
-from cordon.flare import codec, plan
+from cordon.flare import codec, masked_site, plan
 from cordon.flare.data_key import PASSING
 from cordon.flare.key_request import EVIDENCE_LOCK, NO_EVIDENCE
+from cordon.flare.masked_site import MaskedSite
 from cordon.flare.session import NO_KEY_NOW, NOT_ATTESTED, Session, Trained, job_context, open_session
 
 ATTEST_TASK = "attest"
 TRAIN_TASK = "train"
+SECAGG_TASK = "secagg"
 
 
 class DPTrainExecutor(Executor):
@@ -73,6 +81,7 @@ class DPTrainExecutor(Executor):
         dp: dict[str, Any],
         learning_rate: float,
         engine: str = "opacus",
+        local_parameters: list[str] | tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -81,6 +90,7 @@ class DPTrainExecutor(Executor):
         self.dp = dp
         self.learning_rate = learning_rate
         self.engine = engine
+        self.local_parameters = local_parameters
         self._session: Session | None = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
@@ -89,14 +99,16 @@ class DPTrainExecutor(Executor):
         try:
             if self._session is None:
                 self._session = open_session(fl_ctx)
-            if task_name not in (ATTEST_TASK, TRAIN_TASK):
+            if task_name not in jobs.TASKS[self._session.job.controller.privacy]:
                 return make_reply(ReturnCode.TASK_UNKNOWN)
             limit = _limit(self._session) if task_name == TRAIN_TASK else 0
             parts, payload = codec.from_model(FLModelUtils.from_shareable(shareable), limit)
             if task_name == ATTEST_TASK:
                 reply = self._attest(self._session, parts)
-            else:
+            elif task_name == TRAIN_TASK:
                 reply = self._train(self._session, parts, payload, abort_signal)
+            else:
+                reply = self._aggregate(self._session, parts)
         except CordonError as error:
             if abort_signal.triggered:
                 return make_reply(ReturnCode.TASK_ABORTED)
@@ -106,14 +118,15 @@ class DPTrainExecutor(Executor):
             reply = _refuse(self._session, refusal_code(error), parts)
         unsafe = self._session.kit.policy.unsafe_poc if self._session.kit.policy else None
         delay = unsafe.extra_delay_s if unsafe is not None and task_name == TRAIN_TASK else 0.0
-        _wait_until(self._session.kit.study.next_tick(time.time() + delay), abort_signal)
+        if task_name != SECAGG_TASK:  # how long those take depends on no patient, and a cohort has four of them
+            _wait_until(self._session.kit.study.next_tick(time.time() + delay), abort_signal)
         if abort_signal.triggered:
             return make_reply(ReturnCode.TASK_ABORTED)
-        if codec.has(reply, "update"):
+        if any(codec.has(reply, part) for part in ("update", *masked_site.ANSWERS)):
             try:  # the tick may have been long in coming
                 _require_leases(self._session)
             except CordonError as error:
-                self.logger.error(f"the update is not sent: {type(error).__name__}: {error}")
+                self.logger.error(f"the answer is not sent: {type(error).__name__}: {error}")
                 reply = _refuse(self._session, refusal_code(error), parts)
         return FLModelUtils.to_shareable(reply)
 
@@ -142,6 +155,9 @@ class DPTrainExecutor(Executor):
             plan.judge_job(session.kit, session.job)
             session.claim()
             session.layout = plan.layout(session.job)
+            if session.job.controller.masked is not None and session.masked is None:
+                session.masked = MaskedSite(session)
+                session.masked.judge_noise()
             self._load(session)
         except CordonError as error:
             self.logger.error(f"this site does not train: {type(error).__name__}: {error}")
@@ -182,7 +198,9 @@ class DPTrainExecutor(Executor):
         # 2. A ticket is served once; the last one repeated gets the same update under a new seal, which costs nothing.
         # A round counts before its first step.
         if session.trained is not None and session.trained.header.ticket == header.ticket:
-            return _sealed(session)
+            return _answer(session, parts)
+        if session.masked is not None and (code := session.masked.may_train()):
+            return _refuse(session, code, parts)
         session.begin_round(header.ticket)
 
         # 3. One round of DP-SGD, then the clip to the public bound.
@@ -192,22 +210,30 @@ class DPTrainExecutor(Executor):
             from cordon.flare import unsafe_poc  # not in production images
 
             y = unsafe_poc.labels(unsafe, y)
-        module = models.build(job.executor.model, job.executor.model_args, session.patients.x.shape[1])
-        models.set_vector(module, model)
+        module, local = plan.network(job), job.executor.local_parameters
+        models.set_vector(module, model, local)
+        if session.local is not None:
+            models.set_local(module, session.local, local)
 
         def should_stop() -> bool:
             session.require_data_key()  # taken back: not one step more
             return bool(abort_signal.triggered)
 
-        delta = train_round(
+        # Where noise is shared out, this step has none yet: it stays in this process until it is masked.
+        train = unnoised_step if plan.distributed(job) else train_round
+        delta = train(
             module, session.patients.x, y, job.executor.dp, job.executor.learning_rate, should_stop=should_stop
         )
+        delta, own = models.layout_of(module).split(delta, local)
+        session.local = models.get_local(module, local) + own
         delta = clip_update(delta, job.controller.norm_bound)
         if unsafe is not None:
             delta = unsafe_poc.update(unsafe, delta)
+            if session.masked is not None:
+                delta = unsafe_poc.within(delta, job.controller.norm_bound)
 
-        # 4. Seal and sign. Nothing is released to a coordinator whose lease ended meanwhile: it gets these bytes, which
-        # are spent, when it asks for the same ticket with fresh evidence.
+        # 4. Seal and sign, or say that it is ready. Not to a coordinator whose lease ended meanwhile: it gets what is
+        # kept here, and spent, when it asks for the same ticket with fresh evidence.
         update = messages.UpdateHeader(
             v=1,
             job=session.job_id,
@@ -222,7 +248,18 @@ class DPTrainExecutor(Executor):
         )
         session.trained = Trained(update, messages.pack("delta", delta))
         self.logger.info(f"round {session.rounds_used} from version {header.version} is ready")
-        return _sealed(session)
+        return _answer(session, parts)
+
+    def _aggregate(self, session: Session, parts: dict[str, Any]) -> FLModel:
+        """One message of secure aggregation, from the coordinator's process as it is pinned, within both leases."""
+        if not session.challenged_at:
+            raise SignatureError("a message before the coordinator's challenge")
+        session.require_data_key()
+        if session.masked is None or session.patients is None:
+            raise DataError("this site refused to train when it attested", "data_error")
+        session.meet(parts)
+        reply, payload = session.masked.serve(parts, datetime.now(UTC))
+        return codec.to_model(reply, payload)
 
 
 def _limit(session: Session) -> int:
@@ -244,10 +281,16 @@ def _require_leases(session: Session) -> AttestedKeys:
     return session.require_coordinator()
 
 
-def _sealed(session: Session) -> FLModel:
-    """The update that the session holds, for the coordinator's process as it is pinned now."""
-    envelope, sealed = session.seal_update(_require_leases(session))
-    return codec.to_model({"update": envelope}, sealed)
+def _answer(session: Session, parts: dict[str, Any]) -> FLModel:
+    """The update that the session holds, sealed for the coordinator's process as it is pinned now; in masked mode the
+    ticket that says that it is ready, unless it was masked."""
+    keys = _require_leases(session)
+    if session.masked is None:
+        envelope, sealed = session.seal_update(keys)
+        return codec.to_model({"update": envelope}, sealed)
+    if session.masked.spent:
+        return _refuse(session, masked_site.SPENT, parts)
+    return codec.to_model({"ready": session.masked.ready(keys.signing_key)})
 
 
 def refusal_code(error: CordonError) -> str:
@@ -267,6 +310,7 @@ def refusal_code(error: CordonError) -> str:
         (SignatureError, "bad_message"),
         (UpdateRejected, "bad_message"),
         (PrivacyError, "plan_exhausted"),
+        (ProtocolAbort, "cohort_aborted"),
     ):
         if isinstance(error, kind):
             return code
@@ -274,7 +318,7 @@ def refusal_code(error: CordonError) -> str:
 
 
 def _refuse(session: Session, code: str, parts: dict[str, Any]) -> FLModel:
-    ticket = ""  # what a broken message leaves: the refusal then names none
+    ticket = str(parts.get("cohort", ""))[:64]  # in masked mode; what a broken message leaves: the refusal names none
     with contextlib.suppress(SignatureError):
         ticket = str(signing.unverified_body(parts.get("model")).get("ticket", ""))[:64]
     return codec.to_model({"refusal": _refusal(session, ticket, code)})

@@ -136,7 +136,7 @@ class Asking:
             job_digest=self.job.digest,
             nonce=challenge.nonce,
             stamp=self.stamp,
-            plan=Plan(dp_event=plan.round_event(self.job), rounds=self.job.controller.rounds_per_site),
+            plan=Plan(dp_event=plan.round_event(self.job, kit.policy), rounds=self.job.controller.rounds_per_site),
             renews=renews,
         )
         started = self.clock()  # before it is sent: the lease never ends later here than at the broker

@@ -152,8 +152,10 @@ class Poc:
         self._children.clear()
 
 
-def prepare(template: Path, folder: Path, port: int | None = None) -> Poc:
+def prepare(template: Path, folder: Path, port: int | None = None, *, all_honest: bool = False) -> Poc:
     """Provision ``template`` (a project file) as a POC workspace under ``folder`` on free ports.
+
+    ``all_honest``: no site lies on purpose, whatever the template says.
 
     Raises:
         PortInUse: ``port`` was asked for and is taken.
@@ -170,6 +172,8 @@ def prepare(template: Path, folder: Path, port: int | None = None) -> Poc:
     for builder in project["builders"]:
         if builder["path"] == BUILDER:  # the copy lies elsewhere: its paths still mean the template's folder
             builder["args"]["base"] = str(template.parent.resolve())
+            if all_honest:
+                builder["args"]["all_honest"] = True
             if builder["args"].get("broker") is not None:
                 builder["args"]["broker"]["port"] = free_port(other_than=port)
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ from cordon.site import policy as site_policy
 KEYS = "cordon_keys"
 DOCUMENTS = "cordon_documents"
 RELEASE_HOLDER = "lead"
+LIES = ("flip_labels", "scale_update")  # keys of a policy's unsafe_poc; the rest is being slow
 RELEASE_KEY = f"{RELEASE_HOLDER}.release.key"
 _HEADER = "# Made for this POC workspace from the template of the same name; any change breaks its signature.\n"
 
@@ -55,6 +56,7 @@ def make(
     broker: poc_broker.Place | None,
     state: Path,
     now: datetime,
+    all_honest: bool = False,
 ) -> Made:
     """Fill and sign every document of the study, and set up the key broker of the hospitals that keep a vault.
 
@@ -67,6 +69,7 @@ def make(
         client_ca: PEM of the CA that issued them.
         broker: where the broker listens; None if no hospital has a vault.
         state: FLARE's provisioning state of this workspace.
+        all_honest: leave out what the templates say about lies (``unsafe_poc``); slow sites stay slow.
     """
     folder, hospitals = state / DOCUMENTS, [name for name in certificates if name != server]
     digests = [contract_digest(documents.read_bytes(path)) for path in contracts]
@@ -104,6 +107,8 @@ def make(
     # 2. Each hospital's policy and mapping.
     for name in hospitals:
         tree = {**sites[name], "allow": {**sites[name].get("allow", {}), "contracts": digests}}
+        if all_honest:
+            tree = _honest(tree)
         if keeper is not None and name in vaulted:
             tree["broker"] = {"url": keeper.url, "spki": keeper.tls_spki}
         path = _write(folder / f"{name}.yml", tree)
@@ -172,6 +177,13 @@ def _template(path: Path, without: tuple[str, ...] = ()) -> dict[str, Any]:
     if filled:
         raise ConfigError(f"{path}: a POC template must leave out {', '.join(filled)}: provisioning fills it in")
     return tree
+
+
+def _honest(policy: dict[str, Any]) -> dict[str, Any]:
+    """``policy`` without the lies of its ``unsafe_poc``."""
+    unsafe = {key: value for key, value in policy.get("unsafe_poc", {}).items() if key not in LIES}
+    kept = {key: value for key, value in policy.items() if key != "unsafe_poc"}
+    return {**kept, "unsafe_poc": unsafe} if unsafe else kept
 
 
 def _write(path: Path, tree: dict[str, Any]) -> Path:

@@ -65,6 +65,7 @@ class CordonBuilder(Builder):
             ``mappings/<hospital>.yml``; for production each hospital's file with its ``.sig``.
         contracts: feature contracts whose digests a POC study allows; production lists them in the signed study.
         broker: POC only: where the key broker of all hospitals listens, and its budget (``poc_broker.Place``).
+        all_honest: POC only: no site lies on purpose, whatever the templates' ``unsafe_poc`` says; slow ones stay slow.
         base: folder against which this builder's paths and ``cc_config`` resolve. Default: the folder of the project
             file that the command line names (-i or -p), else (``nvflare package`` names none) the current folder.
     """
@@ -78,6 +79,7 @@ class CordonBuilder(Builder):
         distributed: bool = False,
         unsafe_containers: bool = False,
         broker: dict[str, Any] | None = None,
+        all_honest: bool = False,
     ) -> None:
         super().__init__()
         self.profile = profile
@@ -87,6 +89,7 @@ class CordonBuilder(Builder):
         self.contracts = contracts or []
         self.base = base
         self.broker = broker
+        self.all_honest = all_honest
         self._profiles: dict[str, tuple[Path, CCConfig]] = {}
 
     @_fail_closed
@@ -139,6 +142,7 @@ class CordonBuilder(Builder):
                 certificates=certificates,
                 client_ca=documents.read_bytes(Path(ctx.get_kit_dir(project.get_server())) / ROOT_CA),
                 broker=poc_broker.place(self.broker),
+                all_honest=self.all_honest,
                 state=Path(ctx.get_state_dir()),
                 now=now,
             )
@@ -201,6 +205,10 @@ class CordonBuilder(Builder):
             raise ConfigError(
                 f"profile {self.profile!r} does not fit this command: poc is for `nvflare poc prepare`, production for "
                 "`nvflare provision`, and so is poc with unsafe_containers, for containers on one machine"
+            )
+        if self.all_honest not in (True, False) or (self.all_honest and self.profile != "poc"):
+            raise ConfigError(
+                "all_honest is true or false, and true with profile poc only: elsewhere no site is told to lie"
             )
         if self.broker is not None and self.profile != "poc":
             raise ConfigError("broker is for profile poc: in production each hospital runs its own (cordon broker)")

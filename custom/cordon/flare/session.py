@@ -20,7 +20,7 @@ import numpy as np
 from nvflare.apis.fl_context import FLContext
 
 from cordon import job as jobs
-from cordon import messages, models, signing
+from cordon import messages, signing
 from cordon.attest.appraise import EvidenceAppraisal, appraise
 from cordon.attest.binding import Context, bundle_digest
 from cordon.attest.keys import AttestedKeys, ProcessKeys
@@ -30,6 +30,7 @@ from cordon.flare import audit, plan
 from cordon.flare.data_key import PASSING, DataKey
 from cordon.flare.key_request import NO_EVIDENCE
 from cordon.flare.kit import Kit, load_kit
+from cordon.flare.masked_site import MaskedSite
 from cordon.flare.model_chain import ModelChain
 from cordon.params import Layout, Vector
 
@@ -74,6 +75,10 @@ class Session:
     served: set[str] = field(default_factory=set)
     trained: Trained | None = None
     """The last one. Its ticket repeated gets the same plaintext, so that a re-send is never a second release."""
+    local: Vector | None = field(default=None, repr=False)
+    """The job's local parameters after the last round: they stay in this process."""
+    masked: MaskedSite | None = None
+    """Set in masked mode, once the site has taken the job: what it holds to in secure aggregation."""
 
     def claim(self) -> None:
         """Take this job id for this process, durably, before any data are loaded.
@@ -132,6 +137,20 @@ class Session:
                 [("process_keys", "one key is that of the process pinned for this job, the other is not")]
             )
         return keys
+
+    def meet(self, parts: Mapping[str, Any]) -> AttestedKeys:
+        """The coordinator's keys for a message without a model; its evidence, if it comes along, is judged first.
+
+        The first process may be met so, or the pinned one again. Another one is pinned with a model only: what tells a
+        new process from an older copy is that it continues the chain.
+        """
+        if self.coordinator is None or (self.nonce and "evidence" in parts):
+            self.require_parent()
+            keys = self.appraise_coordinator(parts.get("evidence"))
+            if self.coordinator not in (None, keys):
+                raise SignatureError("another process of the coordinator, without a model of the chain")
+            self.pin(keys)
+        return self.require_coordinator()
 
     def pin(self, keys: AttestedKeys) -> None:
         """From now on these are the coordinator's; those of the process before are refused for good."""
@@ -213,7 +232,7 @@ class Session:
         packed = messages.open_payload(header, payload, self.keys.kem_key)
 
         # 2. The next on the one chain of models, or the newest once more.
-        first = "" if self.chain.version >= 0 else self._first_model()
+        first = "" if self.chain.models else self.first_model()
         chain = self.chain.follow(header, parts.get("links"), messages.sha256(packed), first)
 
         # 3. The model itself.
@@ -224,7 +243,13 @@ class Session:
         return header, model
 
     def seal_update(self, coordinator: AttestedKeys) -> tuple[dict[str, Any], bytes]:
-        """(signed header, payload) of the update that this process holds, for ``coordinator`` alone to open."""
+        """(signed header, payload) of the update that this process holds, for ``coordinator`` alone to open.
+
+        Raises:
+            PrivacyError: the update has no noise of its own: it leaves under masks, with its share, or not at all.
+        """
+        if plan.distributed(self.job):
+            raise PrivacyError("noise is shared out in this job: no update of one site leaves it")
         if self.trained is None:
             raise SignatureError("there is no update to send")
         ledger = None if self.data_key is None else self.data_key.ledger
@@ -232,13 +257,9 @@ class Session:
         signed, sealed = messages.seal(header, self.trained.plaintext, coordinator.kem_key)
         return messages.sign(self.keys.signing_key, signed), sealed
 
-    def _first_model(self) -> str:
-        """SHA-256 of the packed version 0: MONAI's initialisation under the job's public seed."""
-        asks, features = self.job.executor, plan.feature_contract(self.job).features
-        seed = self.job.controller.init_seed
-        return messages.sha256(
-            messages.pack("w", models.initial_vector(asks.model, asks.model_args, len(features), seed))
-        )
+    def first_model(self) -> str:
+        """SHA-256 of the packed version 0."""
+        return messages.sha256(messages.pack("w", plan.first_model(self.job)))
 
 
 def open_session(fl_ctx: FLContext) -> Session:

@@ -21,3 +21,8 @@ def labels(section: UnsafePoc, y: NDArray[np.float32]) -> NDArray[np.float32]:
 def update(section: UnsafePoc, delta: Vector) -> Vector:
     """The update (d,) as the site sends it: scaled after the clip, as only a changed program would."""
     return (delta * np.float32(section.scale_update)).astype(np.float32)
+
+
+def within(delta: Vector, bound: float) -> Vector:
+    """The update (d,) with every coordinate within ``bound``: all that masking itself asks for. A liar sees to it."""
+    return np.clip(delta, -bound, bound).astype(np.float32)

@@ -14,6 +14,7 @@ from msgspec import Meta
 from cordon.documents import Document
 from cordon.errors import PolicyRefused
 from cordon.job import Job
+from cordon.job import Masked as MaskedArgs
 from cordon.study import Name, Sha256, Spki, StudyContract
 
 SCHEMA = "cordon/site/v1"
@@ -42,11 +43,16 @@ class PrivacyFloor(Document, frozen=True, kw_only=True):
 
 
 class Masked(Document, frozen=True, kw_only=True):
-    """Floors of secure aggregation (masked modes)."""
+    """Floors of secure aggregation (masked mode): a sum of fewer than ``u_min`` sites is not opened; ``c`` sites may
+    collude with the coordinator; after ``max_aborts`` cohorts that ended with a masked update in them, the site leaves
+    the job. ``min_own_noise`` is the least noise multiplier of the site's own share where noise is distributed: what
+    holds if more than ``c`` collude.
+    """
 
     u_min: Annotated[int, Meta(ge=3)]
     c: Annotated[int, Meta(ge=0)]
     max_aborts: Annotated[int, Meta(ge=0)]
+    min_own_noise: Annotated[float, Meta(gt=0)] = 1.0
 
 
 class Data(Document, frozen=True, kw_only=True):
@@ -154,9 +160,9 @@ def judge(policy: SitePolicy, study: StudyContract, job: Job, plan_epsilon_rdp: 
         "the policy has unsafe_poc or data.unsafe_source outside POC",
     )
     want(
-        mode != "sealed" or study.release is not None,
+        study.release is not None,
         "no_release_right",
-        "the study contract names nobody who may open its models (release), and a sealed job writes none in the clear",
+        "the study contract names nobody who may open its models (release), and no job writes one in the clear",
     )
     want(
         plan_epsilon_rdp <= policy.dp.epsilon,
@@ -164,8 +170,12 @@ def judge(policy: SitePolicy, study: StudyContract, job: Job, plan_epsilon_rdp: 
         f"the job's plan spends epsilon {plan_epsilon_rdp:.3f} (RDP, delta {policy.dp.delta:g}, "
         f"{job.controller.rounds_per_site} rounds of {dp.steps} steps), the site allows {policy.dp.epsilon:g}",
     )
+    masked = job.controller.masked
+    if masked is not None:
+        misses += _under_masked_floors(masked, dp.noise_multiplier, policy.masked)
     want(
-        dp.noise_multiplier >= policy.dp.min_noise,
+        # Shared-out noise is the sum's; the site itself adds what its part of that lacks (cordon.dp.distributed).
+        (masked is not None and masked.distributed) or dp.noise_multiplier >= policy.dp.min_noise,
         "noise_under_policy",
         f"noise multiplier {dp.noise_multiplier:g} is under the site's floor {policy.dp.min_noise:g}",
     )
@@ -182,3 +192,21 @@ def judge(policy: SitePolicy, study: StudyContract, job: Job, plan_epsilon_rdp: 
     )
     if misses:
         raise PolicyRefused(misses)
+
+
+def _under_masked_floors(asks: MaskedArgs, own_noise: float, floors: Masked | None) -> list[tuple[str, str]]:
+    """(code, detail) for every term of a masked job that is weaker than the site's floor. ``own_noise``: the noise
+    multiplier of the site's own share where noise is distributed."""
+    if floors is None:
+        return [("masked_without_floors", "the job is masked, and the site's policy has no section masked")]
+    wanted = (
+        (asks.u_min >= floors.u_min, "u_min_under_policy",
+         f"sums open with {asks.u_min} sites or more (u_min), the site wants at least {floors.u_min}"),
+        (asks.c >= floors.c, "collusion_under_policy",
+         f"sums hold against {asks.c} colluding sites (c), the site wants at least {floors.c}"),
+        (asks.max_aborts <= floors.max_aborts, "aborts_over_policy",
+         f"{asks.max_aborts} cohorts may end with a masked update (max_aborts), the site allows {floors.max_aborts}"),
+        (not asks.distributed or own_noise >= floors.min_own_noise, "own_noise_under_policy",
+         f"noise multiplier {own_noise:g} of the site's own share is under the site's floor {floors.min_own_noise:g}"),
+    )  # fmt: skip
+    return [(code, detail) for ok, code, detail in wanted if not ok]

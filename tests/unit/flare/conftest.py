@@ -1,5 +1,29 @@
 """Kits and a federation in one process."""
 
-from fakes.fixtures import clock, federate, hand, kits, made_kits, remembered, trained
+from fakes.fixtures import (
+    aggregate,
+    clock,
+    federate,
+    hand,
+    kits,
+    made_five_kits,
+    made_kits,
+    made_nine_kits,
+    masked_kits,
+    remembered,
+    trained,
+)
 
-__all__ = ["clock", "federate", "hand", "kits", "made_kits", "remembered", "trained"]
+__all__ = [
+    "aggregate",
+    "clock",
+    "federate",
+    "hand",
+    "kits",
+    "made_five_kits",
+    "made_kits",
+    "made_nine_kits",
+    "masked_kits",
+    "remembered",
+    "trained",
+]

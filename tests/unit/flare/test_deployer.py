@@ -145,6 +145,17 @@ def test_the_coordinator_takes_configuration_only(submitted, file):
     assert properties == {}
 
 
+def test_the_coordinator_takes_no_job_whose_rule_would_show_an_update(submitted):
+    """One that releases a single hospital's update, or cannot work with the buffer."""
+    for changes in (
+        {"rule": "krum", "rule_args": {"f": 0}},
+        {"rule": "median"},
+        {"rule": "trimmed_mean", "rule_args": {"f": 2}},
+    ):
+        (submitted / "config" / "config_fed_server.json").write_bytes(job_files(changes)["config_fed_server.json"])
+        assert ConfigurationOnly().validate(str(submitted))[0].startswith("the coordinator refuses the job: ")
+
+
 def test_the_coordinator_s_gate_stays_shut_when_it_stumbles(submitted, monkeypatch):
     monkeypatch.setattr("cordon.flare.deployer.jobs.from_folder", lambda *_: 1 / 0)
     assert "could not be judged" in ConfigurationOnly().validate(str(submitted))[0]

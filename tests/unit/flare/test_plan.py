@@ -46,6 +46,19 @@ def test_the_layout_is_the_model_on_the_contract_s_features(oncology):
     assert plan.layout(oncology).size == len(plan.feature_contract(oncology).features) + 1
 
 
+def test_parameters_that_stay_at_a_site_are_not_in_the_layout_nor_in_the_first_model(oncology):
+    local = _with(oncology, executor={"local_parameters": ("output.bias",)})
+    assert plan.layout(local).size == plan.layout(oncology).size - 1
+    assert len(plan.first_model(local)) == plan.layout(local).size
+    assert plan.layout(local).digest != plan.layout(oncology).digest
+
+
+@pytest.mark.parametrize("names", [("output",), ("output.bias", "output.weight")])
+def test_a_job_that_names_no_parameter_or_all_of_them_has_no_layout(oncology, names):
+    with pytest.raises(ConfigError, match=r"no parameter output|nothing is left"):
+        plan.layout(_with(oncology, executor={"local_parameters": names}))
+
+
 def test_the_job_as_it_is_is_allowed(hospital, oncology):
     assert plan.judge_job(hospital, oncology) is None  # a refusal would be raised
 
