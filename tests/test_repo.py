@@ -179,7 +179,7 @@ def test_no_exception_is_swallowed(path: Path) -> None:
 
 
 def test_there_are_jobs() -> None:
-    assert [path.name for path in JOBS] == ["oncology"]
+    assert [path.name for path in JOBS] == ["oncology", "oncology_masked"]
 
 
 def test_jobs_hold_no_code() -> None:
@@ -328,7 +328,7 @@ def test_everything_in_the_tree_is_there() -> None:
         *("provisioning/README.md", "provisioning/project.yml", "provisioning/project.poc.yml"),
         *("cc_config/README.md", "cc_config/software.yml", "docker/README.md", "docker/compose.yml"),
         *("docker/Dockerfile.site", "docker/Dockerfile.coordinator"),
-        *("jobs/oncology/meta.json", "custom/cordon"),
+        *("jobs/oncology/meta.json", "jobs/oncology_masked/meta.json", "custom/cordon"),
     ],
 )
 def test_what_must_exist(name: str) -> None:

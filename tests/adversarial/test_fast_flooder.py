@@ -20,8 +20,9 @@ from cordon.demo import wdbc
 from cordon.dp.train import clip_update, train_round
 from cordon.errors import ConfigError
 from cordon.evaluation import auc_and_accuracy
+from cordon.flare.aggregation import of
 from cordon.messages import DPEvent, UpdateHeader
-from cordon.robust.rules import weighted_mean
+from cordon.robust import RULES
 
 LIAR = "hospital-e"
 SPEED = 10
@@ -72,7 +73,8 @@ def unsafe_first_come_buffer(seed: int) -> float:
         now, site, base = heapq.heappop(arrivals)
         buffer.append(hospitals.train(site, base))
         if len(buffer) == ARGS.buffer:
-            model = (model + optimizer.step(weighted_mean(np.stack(buffer), np.ones(len(buffer))))).astype(np.float32)
+            mean = RULES["weighted_mean"](buffer, np.ones(len(buffer)))
+            model = (model + optimizer.step(mean)).astype(np.float32)
             buffer.clear()
         heapq.heappush(arrivals, (now + hospitals.seconds(site), site, model))
     return hospitals.auc(model)
@@ -83,7 +85,7 @@ def coordinated(seed: int) -> tuple[float, int, int]:
     hospitals = Hospitals(seed)
     event = DPEvent.of(ASKS.dp)
     layout = models.layout_of(hospitals.module).digest
-    core = Coordinator(ARGS, wdbc.SITES, {}, hospitals.initial(), layout, dp_event=event, rule=weighted_mean)
+    core = Coordinator(ARGS, wdbc.SITES, {}, hospitals.initial(), layout, dp_event=event, rule=of(ARGS))
     arrivals, issued, counted, refused, now = [], 0, 0, 0, 0.0
     while core.finished() is None:
         for site in core.wants():

@@ -114,6 +114,9 @@ def test_the_job_as_it_is_is_accepted(made_kits):
                 ("task_filters", []),
                 ("servers", []),
                 ("heart_beat_timeout", 1),
+                ("server", {}),
+                ("server", {"task_request_interval": 1e-6}),
+                ("server", {"task_request_interval": 1.0, "heart_beat_timeout": 1}),
                 ("variables", {"x": "y"}),
                 ("x", {"path": EVIL}),
             )

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 from cordon import release_key, sealed_model, sealing, signing, stream
 from cordon.documents import body_of
 from cordon.errors import ConfigError, PolicyRefused, SealError
-from cordon.flare import poc_documents, run
+from cordon.flare import poc_documents
 from cordon.flare.kit import load_kit
 from cordon.flare.persistor import MODEL_FILE
 from cordon.sealed_model import Share, Subject, check_study, make_share, open_file, open_model, read, seal
@@ -90,7 +90,7 @@ def files_with(folder, wanted):
 
 def test_who_takes_the_coordinators_disk_after_a_job_finds_no_model_in_the_clear(federate, kits, monkeypatch):
     models, written = [], []
-    honest, publish = run.sealed_model.seal, os.fsync
+    honest, publish = sealed_model.seal, os.fsync
 
     def remember(model, subject, release):
         models.append(model)
@@ -100,7 +100,7 @@ def test_who_takes_the_coordinators_disk_after_a_job_finds_no_model_in_the_clear
         written.append(open(f"/proc/self/fd/{descriptor}", "rb").read())  # noqa: SIM115
         publish(descriptor)
 
-    monkeypatch.setattr(run.sealed_model, "seal", remember)
+    monkeypatch.setattr(sealed_model, "seal", remember)
     monkeypatch.setattr("cordon.flare.persistor.os.fsync", look)
     federation = federate()
     events = federation.run()

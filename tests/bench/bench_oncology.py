@@ -45,10 +45,10 @@ from cordon.dp.accounting import epsilon
 from cordon.dp.train import clip_update, train_round
 from cordon.errors import UpdateRejected
 from cordon.evaluation import auc_and_accuracy
+from cordon.flare import aggregation
 from cordon.job import ControllerArgs, Job
 from cordon.messages import DPEvent, UpdateHeader
 from cordon.params import Vector
-from cordon.robust.rules import RULES
 
 CONFIG = Path(__file__).resolve().parents[2] / "jobs" / "oncology" / "app" / "config"
 ATTACKER, SLOW = "hospital-e", "hospital-d"
@@ -108,7 +108,7 @@ def simulate(
     module = models.build(asks.model, asks.model_args, len(contract.features))
     layout, event = models.layout_of(module), DPEvent.of(asks.dp)
     initial = models.initial_vector(asks.model, asks.model_args, len(contract.features), args.init_seed)
-    coordinator = Coordinator(args, sites, {}, initial, layout.digest, dp_event=event, rule=RULES[args.rule])
+    coordinator = Coordinator(args, sites, {}, initial, layout.digest, dp_event=event, rule=aggregation.of(args))
 
     rng, result, now = np.random.default_rng([seed, 1]), Result(), 0.0
     arrivals: list[tuple[float, int, str, Ticket, Vector]] = []

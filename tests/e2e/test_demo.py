@@ -63,16 +63,16 @@ def test_demo_trains_reports_and_leaves_nothing_behind(repo_root, tmp_path, temp
     # The stable keys, and what they must say.
     assert set(metrics) == {
         "job_id", "job", "wall_s", "versions", "auc", "accuracy", "auc_centralised", "auc_local", "sites",
-        "aggregation", "key_releases", "model_sha256",
+        "aggregation", "masked", "groups", "cohorts", "divergence", "key_releases", "model_sha256",
     }  # fmt: skip
     assert metrics["wall_s"] > 0
     assert list(metrics["sites"]) == SITES
     for name, site in metrics["sites"].items():
         assert set(site) == {
-            "role", "source", "updates", "mean_staleness", "epsilon", "epsilon_replace_one", "delta", "unit",
-            "attested", "rejected", "reasons", "status",
+            "role", "source", "updates", "spent", "mean_staleness", "epsilon", "epsilon_replace_one", "epsilon_public",
+            "epsilon_own", "delta", "unit", "attested", "rejected", "reasons", "status",
         }  # fmt: skip
-        assert 0 < site["epsilon"] <= 3
+        assert 0 < site["epsilon"] <= 3 and site["epsilon"] == site["epsilon_public"] == site["epsilon_own"]
         assert site["delta"] == 1e-5 and site["unit"] == "patient"
         assert site["attested"] == "software"
         if name != "hospital-e":
@@ -229,7 +229,7 @@ def test_result_folder_with_something_in_it_is_not_touched(repo_root, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("args", [["--seed", "x"], ["--privacy", "masked"], ["--real-services"], ["--bogus"]])
+@pytest.mark.parametrize("args", [["--seed", "x"], ["--privacy", "plain"], ["--real-services"], ["--bogus"]])
 def test_usage_errors_exit_with_3(repo_root, args):
     done = run(repo_root, *args)
     assert done.returncode == 3 and "usage: cordon" in done.stderr
@@ -238,5 +238,11 @@ def test_usage_errors_exit_with_3(repo_root, args):
 def test_help_tells_every_option(repo_root):
     done = run(repo_root, "--help")
     assert done.returncode == 0
-    assert all(option in done.stdout for option in ("--job", "--seed", "--out", "--port", "--json"))
-    assert "--privacy" not in done.stdout
+    assert all(option in done.stdout for option in ("--privacy", "--job", "--seed", "--out", "--port", "--json"))
+
+
+def test_a_job_of_another_mode_than_asked_for_is_said_before_anything_starts(repo_root, tmp_path):
+    done = run(repo_root, "--job", "oncology", "--privacy", "masked", "--out", str(tmp_path / "run"))
+    assert done.returncode == 3
+    assert "job oncology is sealed; --privacy says masked" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -24,6 +24,11 @@ def job(repo_root):
     return from_folder("oncology", config)
 
 
+@pytest.fixture(scope="module")
+def masked_job(repo_root):
+    return from_folder("oncology_masked", repo_root / "jobs" / "oncology_masked" / "app" / "config")
+
+
 @pytest.fixture
 def tree(job, repo_root):
     tree = documents.load(repo_root / "provisioning" / "poc" / "hospital-a.yml", dict)
@@ -35,7 +40,8 @@ def tree(job, repo_root):
 class Study:
     """What judge reads of a study contract."""
 
-    study, profile, jobs, models, release = "wdbc-poc", "poc", ("oncology",), ("FullyConnectedNet",), object()
+    study, profile, models, release = "wdbc-poc", "poc", ("FullyConnectedNet",), object()
+    jobs = ("oncology", "oncology_masked")
 
     def __init__(self, job):
         self.contracts = (job.contract_digest,)
@@ -113,9 +119,70 @@ def test_unsafe_things_stop_at_poc(tree, agreed, job, unsafe):
     assert _codes(_policy(tree), agreed, job) == ["unsafe_outside_poc"]
 
 
-def test_a_sealed_job_wants_somebody_who_may_open_its_model(tree, agreed, job):
+@pytest.mark.parametrize("mode", ["sealed", "masked"])
+def test_a_job_wants_somebody_who_may_open_its_model(tree, agreed, job, masked_job, mode):
     agreed.release = None
-    assert _codes(_policy(tree), agreed, job) == ["no_release_right"]
+    assert _codes(_policy(tree), agreed, job if mode == "sealed" else masked_job) == ["no_release_right"]
+
+
+def test_the_shipped_masked_job_is_allowed_at_what_it_costs(tree, agreed, masked_job):
+    plan = [(DPEvent.of(masked_job.executor.dp), masked_job.controller.rounds_per_site)]
+    assert judge(_policy(tree), agreed, masked_job, epsilon(plan, 1e-5, accountant="rdp")) is None
+
+
+@pytest.mark.parametrize(
+    ("floor", "code", "said"),
+    [
+        ({"u_min": 4}, "u_min_under_policy", r"sums open with 3 sites .* wants at least 4"),
+        ({"c": 2}, "collusion_under_policy", r"against 1 colluding .* wants at least 2"),
+        ({"max_aborts": 2}, "aborts_over_policy", r"3 cohorts may end .* allows 2"),
+    ],
+)
+def test_each_masked_floor_of_the_site_holds_with_both_figures(tree, agreed, masked_job, floor, code, said):
+    tree["masked"].update(floor)
+    assert _codes(_policy(tree), agreed, masked_job) == [code]
+    with pytest.raises(PolicyRefused, match=said):
+        judge(_policy(tree), agreed, masked_job, 3.5)
+
+
+def test_masked_floors_weaker_than_the_job_are_kept(tree, agreed, masked_job):
+    """min_own_noise is not compared: nothing is shared out in this job."""
+    tree["masked"] = {"u_min": 3, "c": 0, "max_aborts": 1000, "min_own_noise": 100.0}
+    assert judge(_policy(tree), agreed, masked_job, 3.5) is None
+
+
+def test_a_site_without_masked_floors_takes_no_masked_job(tree, agreed, job, masked_job):
+    del tree["masked"]
+    assert _codes(_policy(tree), agreed, masked_job) == ["masked_without_floors"]
+    assert judge(_policy(tree), agreed, job, 3.5) is None
+
+
+def test_floors_alone_do_not_allow_the_mode(tree, agreed, masked_job):
+    tree["allow"]["privacy_modes"] = ["sealed"]
+    assert _codes(_policy(tree), agreed, masked_job) == ["privacy_mode_not_allowed"]
+
+
+def test_a_share_of_noise_under_the_site_s_floor_is_refused(tree, agreed, masked_job):
+    """The floor holds if more sites than c collude; ``dp.min_noise`` is the sum's, and the site tops up to it."""
+    distributed = msgspec.structs.replace(
+        masked_job,
+        controller=msgspec.structs.replace(
+            masked_job.controller, masked=msgspec.structs.replace(masked_job.controller.masked, distributed=True)
+        ),
+    )
+    own = distributed.executor.dp.noise_multiplier
+    tree["masked"]["min_own_noise"], tree["dp"]["min_noise"] = own, 2 * own
+    assert judge(_policy(tree), agreed, distributed, 3.5) is None
+    tree["masked"]["min_own_noise"] = math.nextafter(own, math.inf)
+    assert _codes(_policy(tree), agreed, distributed) == ["own_noise_under_policy"]
+    assert _codes(_policy(tree), agreed, masked_job) == ["noise_under_policy"]  # local noise has no sum to lean on
+
+
+def test_all_masked_misses_come_together(tree, agreed, masked_job):
+    tree["masked"] = {"u_min": 5, "c": 3, "max_aborts": 0}
+    assert _codes(_policy(tree), agreed, masked_job) == [
+        "u_min_under_policy", "collusion_under_policy", "aborts_over_policy"
+    ]  # fmt: skip
 
 
 def test_a_vault_and_the_broker_that_keeps_its_key_belong_together(tree):
@@ -162,6 +229,10 @@ def test_no_section_may_be_left_out(tree, field):
         ("allow", {"everything": True}),
         ("data", {"connector": "ftp"}),
         ("caps", {"threads": 0}),
+        ("masked", {"u_min": 2}),
+        ("masked", {"c": -1}),
+        ("masked", {"max_aborts": -1}),
+        ("masked", {"min_own_noise": 0}),
         ("unsafe_poc", {"extra_delay_s": 61}),
         ("egress", {"log_streaming": "yes"}),
     ],

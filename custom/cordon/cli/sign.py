@@ -15,8 +15,9 @@ import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cordon import documents, job, models, new_file, signing, study
+from cordon import documents, job, new_file, signing, study
 from cordon.attest import policy as attestation
+from cordon.cli.job_check import check_job, sites_argument
 from cordon.data import contract
 from cordon.errors import ConfigError
 from cordon.site import policy as site_policy
@@ -44,9 +45,12 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
     sign.set_defaults(run=_sign)
 
     check = sub.add_parser("check", help="check a document or job folder against its schema, or a startup kit")
-    check.add_argument("kind", choices=sorted([*_CHECKS, "kit"]))
+    check.add_argument("kind", choices=sorted([*_CHECKS, "job", "kit"]))
     check.add_argument("path", type=Path)
     check.add_argument("--pin", type=Path, help="with kit: the pin that its study contract has to fit (cordon pin)")
+    check.add_argument(
+        "--sites", type=sites_argument, help="with job: also whether that many sites can do what it asks"
+    )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=_check)
 
@@ -82,12 +86,16 @@ def _sign(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.sites is not None and args.kind != "job":
+        raise ConfigError(f"--sites goes with job, not with {args.kind}")
     if args.kind == "kit":
         from cordon.cli.kit import check_kit
 
         return check_kit(args.path, args.pin, args.json)
     if args.pin is not None:
         raise ConfigError(f"--pin goes with kit, not with {args.kind}")
+    if args.kind == "job":
+        return check_job(args.path, args.sites, args.json)
     digest = _CHECKS[args.kind](args.path)
     if args.json:
         print(json.dumps({"kind": args.kind, "path": str(args.path), "ok": True, "digest": digest}))
@@ -106,20 +114,6 @@ def _contract_digest(path: Path) -> str:
     return job.contract_digest(documents.read_bytes(path))
 
 
-def _job_digest(path: Path) -> str:
-    """Of a FLARE job folder: meta.json and app/config."""
-    try:
-        meta = msgspec.json.decode(documents.read_bytes(path / "meta.json"), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise ConfigError(f"{path / 'meta.json'}: not a JSON object: {error}") from error
-    parsed = job.from_folder(str(meta.get("name", "")), path / "app" / "config")
-    features = documents.parse(
-        parsed.contract, contract.FeatureContract, str(path / "app" / "config" / "contract.yml")
-    ).features
-    models.check(parsed.executor.model, parsed.executor.model_args, len(features))
-    return parsed.digest
-
-
 def _coordinator_digest(path: Path) -> str:
     from cordon.flare.kit import CoordinatorConfig
 
@@ -130,5 +124,4 @@ _CHECKS: dict[str, Callable[[Path], str]] = {
     **{kind: _document_digest(schema) for kind, (schema, _) in SIGNED.items()},
     "contract": _contract_digest,
     "coordinator": _coordinator_digest,
-    "job": _job_digest,
 }

@@ -5,6 +5,8 @@ The driver computes them from its own source data; a federation could not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -21,9 +23,9 @@ def auc(train: Table, reference: Table) -> float:
     return float(roc_auc_score(reference.y, model.decision_function(reference.x)))
 
 
-def auc_pooled(split: Split) -> float:
-    """As if the four honest hospitals had put their patients into one table."""
-    tables = [split.sites[site] for site in HONEST]
+def auc_pooled(split: Split, sites: Sequence[str] = HONEST) -> float:
+    """As if ``sites`` (the honest hospitals) had put their patients into one table."""
+    tables = [split.sites[site] for site in sites]
     pooled = Table(
         np.concatenate([table.patients for table in tables]),
         np.concatenate([table.x for table in tables]),
@@ -32,6 +34,6 @@ def auc_pooled(split: Split) -> float:
     return auc(pooled, split.reference)
 
 
-def auc_alone(split: Split) -> dict[str, float]:
-    """Each honest hospital with its own patients only."""
-    return {site: auc(split.sites[site], split.reference) for site in HONEST}
+def auc_alone(split: Split, sites: Sequence[str] = HONEST) -> dict[str, float]:
+    """Each of ``sites`` with its own patients only."""
+    return {site: auc(split.sites[site], split.reference) for site in sites}

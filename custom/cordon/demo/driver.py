@@ -42,7 +42,8 @@ from cordon.report import events
 from cordon.report.events import EVENTS_FILE
 from cordon.report.html import render
 from cordon.report.live import LiveView
-from cordon.report.metrics import Epsilons, RunRecord, SiteFacts, metrics
+from cordon.report.metrics import metrics
+from cordon.report.record import Epsilons, Role, RunRecord, SiteFacts
 from cordon.site.policy import SitePolicy
 
 JOB_TIMEOUT_S = 1800.0
@@ -84,20 +85,34 @@ class Demo:
 
     def epsilons(self, site: str, rounds: int) -> Epsilons:
         """What ``rounds`` rounds cost the patients of ``site``, in every figure the report shows."""
-        spent = [(plan.round_event(self.job), rounds)]
-        delta = self.job.executor.dp.delta
+        policy, delta = self.policies[site], self.job.executor.dp.delta
+        spent = [(plan.round_event(self.job, policy), rounds)]
+        shared = plan.figures(self.job, policy, rounds) if plan.distributed(self.job) else None
         return Epsilons(
             pld=epsilon(spent, delta),
             pld_replace_one=epsilon(spent, delta, adjacency="replace_one"),
             rdp=epsilon(spent, delta, accountant="rdp"),
-            limit=self.policies[site].dp.epsilon,
+            limit=policy.dp.epsilon,
+            public=None if shared is None else shared.public,
+            own=None if shared is None else shared.own_share,
         )
 
 
 def run_demo(
-    job: str, *, seed: int = 0, out: Path | None = None, port: int | None = None, quiet_stdout: bool = False
+    job: str,
+    *,
+    privacy: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    port: int | None = None,
+    quiet_stdout: bool = False,
 ) -> dict[str, Any]:
     """Run job ``job`` in POC mode and leave report.html, metrics.json, models and logs in ``out``.
+
+    In a masked job without groups nobody lies: it protects against no lying site.
+
+    Args:
+        privacy: the mode that the caller wants the job to have, if any.
 
     Returns:
         The content of metrics.json.
@@ -114,6 +129,8 @@ def run_demo(
         known = sorted(path.parent.name for path in (root / "jobs").glob("*/meta.json"))
         raise ConfigError(f"no job {job!r} under {root / 'jobs'}; there are {', '.join(known) or 'none'}")
     parsed = jobs.from_folder(job, folder / "app" / "config")
+    if privacy not in (None, parsed.controller.privacy):
+        raise ConfigError(f"job {job} is {parsed.controller.privacy}; --privacy says {privacy}")
     out = _empty_folder(out or root / "runs" / datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     work = out / "work"
     logging.getLogger("nvflare").setLevel(logging.ERROR)
@@ -129,7 +146,13 @@ def run_demo(
             view.phase("environment", f"Python and packages ready, results in {out}")
             _check_environment(out, root / "runs")
             view.phase("provision", "keys, kits, signed policies, key broker")
-            federation = poc.prepare(root / "provisioning" / "project.poc.yml", work, port)
+            masked = parsed.controller.masked
+            federation = poc.prepare(
+                root / "provisioning" / "project.poc.yml",
+                work,
+                port,
+                all_honest=masked is not None and masked.groups is None,
+            )
             demo = Demo(parsed, folder, seed, out, view, federation)
             try:
                 values = _run(demo, started)
@@ -223,7 +246,8 @@ def _data_and_baselines(demo: Demo) -> tuple[float, dict[str, float]]:
     for name in federation.sites:
         fill_kit(federation.kit(name), name, demo.split, federation.broker)
     fill_kit(federation.kit(federation.server), None, demo.split, federation.broker)
-    return baselines.auc_pooled(demo.split), baselines.auc_alone(demo.split)
+    honest = [site for site in federation.sites if _role(demo.policies[site]) != "malicious"]
+    return baselines.auc_pooled(demo.split, honest), baselines.auc_alone(demo.split, honest)
 
 
 def _train(demo: Demo) -> Path:
@@ -277,16 +301,21 @@ def _look_for_dead(demo: Demo, seconds: float) -> None:
             demo.view.event(events.SiteLost(t=seconds, site=site, reason="all its processes are gone"))
 
 
-def _facts(demo: Demo, site: str, log: tuple[events.Event, ...]) -> SiteFacts:
-    policy = demo.policies[site]
+def _role(policy: SitePolicy) -> Role:
     unsafe = policy.unsafe_poc
+    if unsafe is None:
+        return "honest"
+    if unsafe.flip_labels or unsafe.scale_update != 1.0:
+        return "malicious"
+    return "slow" if unsafe.extra_delay_s > 0 else "honest"
+
+
+def _facts(demo: Demo, site: str, log: tuple[events.Event, ...]) -> SiteFacts:
     # A ticket counts from its issue: the site may have spent the round, whatever became of its update.
     started = sum(isinstance(event, events.TicketIssued) and event.site == site for event in log)
-    malicious = unsafe is not None and (unsafe.flip_labels or unsafe.scale_update != 1.0)
-    slow = unsafe is not None and unsafe.extra_delay_s > 0
     return SiteFacts(
-        role="malicious" if malicious else "slow" if slow else "honest",
-        source=SOURCES[policy.data.connector],
+        role=_role(demo.policies[site]),
+        source=SOURCES[demo.policies[site].data.connector],
         epsilon=demo.epsilons(site, started) if started else None,
     )
 

@@ -13,7 +13,7 @@ from cordon import documents
 from cordon.broker.gate import Receipt
 from cordon.broker.receipts import verify_receipts
 from cordon.flare import poc, poc_broker
-from cordon.report.metrics import KeyReleases
+from cordon.report.record import KeyReleases
 
 PAGE = 1000
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from cordon.report.metrics import RunRecord
+from cordon.report.record import RunRecord
 
 WIDE, NARROW = 880, 350  # user units = CSS pixels on a desktop and on a phone
 MAX_ROWS = 60  # sites that a chart shows; tables show all
@@ -93,7 +93,7 @@ def convergence(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup
     def y(value: float) -> float:
         return bottom - (bottom - top) * (value - low) / (1.0 - low)
 
-    for tick in _ticks(low, 1.0, 6):
+    for tick in ticks(low, 1.0, 6):
         canvas.line(left, y(tick), right, y(tick), "grid")
         canvas.text(left - 6, y(tick) + 4, f"{tick:.2f}", "tick", "end")
     if local:
@@ -103,24 +103,24 @@ def convergence(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup
     if run.auc_centralised is not None:
         canvas.line(left, y(run.auc_centralised), right, y(run.auc_centralised), "pooled")
     times = {v.version: v.t for v in run.versions}
-    for version in _thin(sorted(times), 10 if width == WIDE else 5):
+    for version in thin(sorted(times), 10 if width == WIDE else 5):
         anchor = "end" if version == last and last > first else "middle"
         canvas.text(x(version), bottom + 18, f"v{version}", "tick", anchor)
         canvas.text(x(version), bottom + 33, f"{times[version]:.0f} s", "tick faint", anchor)
     for name, points in series.items():
         if points:
-            shown = _thin(points, 400)
+            shown = thin(points, 400)
             canvas.curve([(x(version), y(value)) for version, value, _ in shown], f"series {name}")
             for version, value, t in shown:
                 tip = f"{name}, version {version}, {t:.1f} s: {value:.4f}"
                 canvas.dot(x(version), y(value), 3.5, f"mark {name}", tip)
-    return canvas.svg("AUC and accuracy per model version", _css(width))
+    return canvas.svg("AUC and accuracy per model version", css_of(width))
 
 
 def timeline(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup:
     """Per site: bars from ticket to answer, marks coloured by staleness, crosses for refused, a box while out."""
     sites = run.names[:MAX_ROWS]
-    left, right, row, top = _frame(width)
+    left, right, row, top = frame(width)
     canvas = Canvas(width, top + row * len(sites) + 30)
     end = max(run.events[-1].t, 1e-9)
     bottom = canvas.height - 26
@@ -128,33 +128,37 @@ def timeline(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup:
     def x(t: float) -> float:
         return left + (right - left) * min(t, end) / end
 
-    for tick in _ticks(0, end, 8 if width == WIDE else 4):
+    for tick in ticks(0, end, 8 if width == WIDE else 4):
         canvas.line(x(tick), top, x(tick), bottom, "grid")
         canvas.text(x(tick), bottom + 16, f"{tick:g} s", "tick", "middle")
-    for version in _thin(run.versions, 200):
+    for version in thin(run.versions, 200):
         canvas.line(x(version.t), top - 7, x(version.t), bottom, "version")
-    for version in _thin(run.versions, 12 if width == WIDE else 5):
+    for version in thin(run.versions, 12 if width == WIDE else 5):
         canvas.text(x(version.t), top - 10, f"v{version.version}", "tick faint", "middle")
     budget = max(4, MAX_MARKS // max(len(sites), 1))
     for index, site in enumerate(sites):
-        y = _row_label(canvas, site, top + row * index, width)
+        y = row_label(canvas, site, top + row * index, width)
         canvas.line(left, y, right, y, "rail")
         for begin, finish, state, reason in run.absences.get(site, []):
             stop = end if finish is None else finish
             canvas.rect(x(begin), y - 7, x(stop) - x(begin), 14, "out", f"{state} at {begin:.1f} s: {reason}")
             if x(stop) - x(begin) > 70:
                 canvas.text(x(begin) + (12 if state == "excluded" else 6), y + 4, state, "out-label")
-        updates = _thin(run.updates[site], budget)
+        updates = thin(run.updates[site], budget)
         for update in updates:
             begin = max(0.0, update.t - update.seconds)
             canvas.rect(x(begin), y - 3, x(update.t) - x(begin), 6, "work")
         for update in updates:
             tip = f"{site}: update at {update.t:.1f} s from version {update.base_version}, staleness {update.staleness}"
             canvas.dot(x(update.t), y, 5.5, f"mark s{min(update.staleness, 4)}", tip)
-        for refused in _thin(run.rejections[site], budget):
+        for gone in thin(run.unused[site], budget):
+            begin = max(0.0, gone.t - gone.seconds)
+            canvas.rect(x(begin), y - 3, x(gone.t) - x(begin), 6, "work")
+            canvas.dot(x(gone.t), y, 4.5, "ring", f"{site}: ready at {gone.t:.1f} s, in no sum ({gone.fate})")
+        for refused in thin(run.rejections[site], budget):
             tip = f"{site}: update refused at {refused.t:.1f} s: {refused.reason} ({refused.detail})"
             canvas.cross(x(refused.t), y, 5.5, "refused", tip)
-    return canvas.svg("Updates of every hospital over time", _css(width))
+    return canvas.svg("Updates of every hospital over time", css_of(width))
 
 
 def epsilon(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup:
@@ -163,18 +167,18 @@ def epsilon(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup:
     spent = {site: run.sites[site].epsilon for site in sites}
     values = [v for e in spent.values() if e for v in (e.pld, e.pld_replace_one, e.rdp, e.limit or 0.0)]
     top_value = 1.06 * max([value for value in values if math.isfinite(value)], default=1.0) or 1.0
-    left, right, row, top = _frame(width, top=6)
+    left, right, row, top = frame(width, top=6)
     canvas = Canvas(width, top + row * len(sites) + 30)
     bottom = canvas.height - 26
 
     def x(value: float) -> float:
         return left + (right - left) * min(value, top_value) / top_value
 
-    for tick in _ticks(0, top_value, 8 if width == WIDE else 5):
+    for tick in ticks(0, top_value, 8 if width == WIDE else 5):
         canvas.line(x(tick), top, x(tick), bottom, "grid")
         canvas.text(x(tick), bottom + 16, f"{tick:g}", "tick", "middle")
     for index, site in enumerate(sites):
-        y = _row_label(canvas, site, top + row * index, width)
+        y = row_label(canvas, site, top + row * index, width)
         figures = spent[site]
         if figures is None:
             canvas.text(left + 6, y + 4, "nothing spent: no update left this site", "tick faint")
@@ -187,7 +191,7 @@ def epsilon(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup:
         canvas.diamond(x(one), y, 6, "mark replace", f"{site}: PLD, replace-one {one:.3f}")
         if figures.limit is not None:
             canvas.line(x(figures.limit), y - 10, x(figures.limit), y + 10, "limit")
-    return canvas.svg("Epsilon spent per hospital against its policy's limit", _css(width))
+    return canvas.svg("Epsilon spent per hospital against its policy's limit", css_of(width))
 
 
 def comparison(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup:
@@ -200,7 +204,7 @@ def comparison(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup:
     rows += [(f"{site} alone", value, "alone") for site, value in list(run.auc_local.items())[:MAX_ROWS]]
     if not rows:
         return Markup("")
-    left, right, row, top = _frame(width, top=6, label=150)
+    left, right, row, top = frame(width, top=6, label=150)
     right -= 44
     canvas = Canvas(width, top + row * len(rows) + 30)
     bottom = canvas.height - 26
@@ -209,23 +213,23 @@ def comparison(run: RunRecord, metrics: dict[str, Any], width: float) -> Markup:
     def x(value: float) -> float:
         return left + (right - left) * (value - low) / (1.0 - low) if low < 1 else left
 
-    for tick in _ticks(low, 1.0, 6 if width == WIDE else 4):
+    for tick in ticks(low, 1.0, 6 if width == WIDE else 4):
         canvas.line(x(tick), top, x(tick), bottom, "grid")
         canvas.text(x(tick), bottom + 16, f"{tick:.2f}" if tick * 100 % 1 < 1e-6 else f"{tick:.3f}", "tick", "middle")
     for index, (name, value, css) in enumerate(rows):
-        y = _row_label(canvas, name, top + row * index, width)
+        y = row_label(canvas, name, top + row * index, width)
         canvas.line(left, y, x(value), y, f"stem {css}")
         canvas.dot(x(value), y, 5.5, f"mark {css}", f"{name}: {value:.4f}")
         canvas.text(x(value) + 11, y + 4, f"{value:.3f}", "value")
-    return canvas.svg("AUC of the federated model, the pooled model and each hospital alone", _css(width))
+    return canvas.svg("AUC of the federated model, the pooled model and each hospital alone", css_of(width))
 
 
-def _frame(width: float, top: float = 26, label: float = 116) -> tuple[float, float, float, float]:
+def frame(width: float, top: float = 26, label: float = 116) -> tuple[float, float, float, float]:
     """(left, right, row height, top): on a phone names stand above their row, else left of it."""
     return (label, width - 14, 30, top) if width == WIDE else (10, width - 12, 40, top)
 
 
-def _row_label(canvas: Canvas, name: str, y: float, width: float) -> float:
+def row_label(canvas: Canvas, name: str, y: float, width: float) -> float:
     """Write the name of the row that begins at ``y``; returns the row's middle."""
     if width == WIDE:
         canvas.text(0, y + 19, _short(name, 20), "name")
@@ -238,7 +242,8 @@ def _short(name: str, most: int) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _css(width: float) -> str:
+def css_of(width: float) -> str:
+    """Which of the two widths: the page shows one of them."""
     return "wide" if width == WIDE else "narrow"
 
 
@@ -251,7 +256,7 @@ def _tip(text: str) -> Markup:
     return Markup("<title>{}</title>").format(text) if text else Markup("")
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
+def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers from low to high, roughly ``about`` of them."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
@@ -260,7 +265,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     return [round(i * step, 10) for i in range(start, math.floor(high / step + 1e-9) + 1)]
 
 
-def _thin(items: Iterable[T], most: int) -> list[T]:
+def thin(items: Iterable[T], most: int) -> list[T]:
     """At most about ``most`` items, evenly, the last one kept."""
     everything = list(items)
     stride = math.ceil(len(everything) / most) or 1

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from cordon.documents import Document, read_bytes
 from cordon.errors import ConfigError
-from cordon.job import ServerOpt
+from cordon.job import PreAggregation, ServerOpt, Staleness
 
 EVENTS_FILE = "events.jsonl"
 MAX_LINE = 256 * 1024  # bytes
@@ -57,6 +57,19 @@ class DPMechanism(Document, frozen=True, kw_only=True):
     expected_batch_size: float | None = None
 
 
+class MaskedTerms(Document, frozen=True, kw_only=True):
+    """Masked: what the secure aggregation of this job asks for and bears (``cordon.secagg.terms``)."""
+
+    cohort: Natural
+    threshold: Natural
+    u_min: Natural
+    c: Natural
+    ring_bits: Natural
+    distributed: bool
+    group_size: Natural | None = None
+    f: Natural | None = None
+
+
 class JobStarted(_Event, frozen=True, kw_only=True, tag="job"):
     """The whole public plan, once, first. ``delta`` is the public DP delta of every epsilon that is reported."""
 
@@ -73,6 +86,9 @@ class JobStarted(_Event, frozen=True, kw_only=True, tag="job"):
     rounds_per_site: Natural
     norm_bound: float
     max_staleness: Natural
+    staleness: Staleness | None = None
+    pre_aggregation: tuple[PreAggregation, ...] = ()
+    masked: MaskedTerms | None = None
     sites: Annotated[list[Text], Meta(max_length=1000)]
     evaluation: EvaluationSet
     dp: DPMechanism
@@ -139,6 +155,16 @@ class SiteLost(_Event, frozen=True, kw_only=True, tag="lost"):
     reason: Text
 
 
+class Divergence(Document, frozen=True, kw_only=True):
+    """How far the updates (sealed) or group means (masked groups) of a version pointed apart: cosines with the
+    aggregate, in -1..1; and the sites or groups that the rule counted least or not at all."""
+
+    least: Annotated[float, Meta(ge=-1, le=1)]
+    median: Annotated[float, Meta(ge=-1, le=1)]
+    greatest: Annotated[float, Meta(ge=-1, le=1)]
+    outliers: Annotated[list[Text], Meta(max_length=1000)] = msgspec.field(default_factory=list)
+
+
 class VersionMade(_Event, frozen=True, kw_only=True, tag="version"):
     """A model version and whose updates made it, ``staleness`` in the same order; auc, accuracy null without a set.
 
@@ -152,6 +178,53 @@ class VersionMade(_Event, frozen=True, kw_only=True, tag="version"):
     accuracy: Share | None
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
     step_norm: Annotated[float, Meta(ge=0)]
+    divergence: Divergence | None = None
+
+
+class GroupsDrawn(_Event, frozen=True, kw_only=True, tag="groups"):
+    """Masked groups: the map that all commitments and reveals gave, and its digest."""
+
+    groups: Annotated[list[list[Text]], Meta(max_length=1000)]
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Ready(_Event, frozen=True, kw_only=True, tag="ready"):
+    """Masked: a site finished its round and waits for a cohort."""
+
+    site: Text
+    ticket: Text
+    base_version: Natural
+    staleness: Natural
+    seconds: Seconds
+
+
+class CohortFormed(_Event, frozen=True, kw_only=True, tag="cohort"):
+    """Masked: these sites begin a secure aggregation; it opens with ``least`` of them or more."""
+
+    cohort: Text
+    group: int | None
+    sites: Annotated[list[Text], Meta(max_length=1000)]
+    least: Natural
+
+
+class CohortOpened(_Event, frozen=True, kw_only=True, tag="opened"):
+    """Masked: the sum over ``survivors`` and nothing else; ``norm`` of their mean. ``seconds`` since it formed."""
+
+    cohort: Text
+    group: int | None
+    survivors: Annotated[list[Text], Meta(max_length=1000)]
+    norm: Annotated[float, Meta(ge=0)]
+    seconds: Seconds
+
+
+class CohortEnded(_Event, frozen=True, kw_only=True, tag="aborted"):
+    """Masked: a cohort that opened nothing; ``stage`` it came to, ``spent``: whose updates had been masked."""
+
+    cohort: Text
+    group: int | None
+    stage: Text
+    reason: Text
+    spent: Annotated[list[Text], Meta(max_length=1000)]
 
 
 class Done(_Event, frozen=True, kw_only=True, tag="done"):
@@ -162,7 +235,21 @@ class Done(_Event, frozen=True, kw_only=True, tag="done"):
 
 
 Event = (
-    JobStarted | Attested | TicketIssued | Updated | Rejected | Excluded | SiteRefused | SiteLost | VersionMade | Done
+    JobStarted
+    | Attested
+    | TicketIssued
+    | Updated
+    | Rejected
+    | Excluded
+    | SiteRefused
+    | SiteLost
+    | VersionMade
+    | GroupsDrawn
+    | Ready
+    | CohortFormed
+    | CohortOpened
+    | CohortEnded
+    | Done
 )
 
 _DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)

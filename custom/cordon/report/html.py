@@ -12,13 +12,17 @@ from typing import Any
 import jinja2
 
 from cordon.errors import ConfigError
+from cordon.job import Staleness
 from cordon.messages import REFUSAL_REASONS, REJECT_REASONS
-from cordon.report import charts
-from cordon.report.events import Attested, Rejected
-from cordon.report.metrics import ROLES, RunRecord, attested
+from cordon.report import charts, cohort_charts
+from cordon.report.cohorts import Cohort
+from cordon.report.events import Attested, MaskedTerms, Rejected
+from cordon.report.metrics import attested
+from cordon.report.record import ROLES, RunRecord
 
 MAX_REPORT = 1_500_000  # characters
 MAX_REJECTED_ROWS = 200
+MAX_COHORT_ROWS = 200
 
 EVIDENCE = {
     "software": "A test root made for this workspace signed the statement. It shows that the protocol ran: fresh "
@@ -50,7 +54,7 @@ def render(run: RunRecord, metrics: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(fixed=_fixed, power=_power)
+    environment.filters.update(fixed=_fixed, power=_power, bound=_bound)
     page = environment.get_template("report.html.j2").render(
         run=run,
         job=run.job,
@@ -58,12 +62,22 @@ def render(run: RunRecord, metrics: dict[str, Any]) -> str:
         summary=summary(run, metrics),
         charts={
             draw.__name__: charts.both(draw, run, metrics)
-            for draw in (charts.convergence, charts.timeline, charts.epsilon, charts.comparison)
+            for draw in (
+                charts.convergence,
+                charts.timeline,
+                charts.epsilon,
+                charts.comparison,
+                cohort_charts.cohorts,
+                cohort_charts.divergence,
+            )
         },
         epsilons={site: facts.epsilon for site, facts in run.sites.items()},
         software_keys=any("software" in keys.evidence for keys in run.key_releases.values()),
         roles={site: _role(run, site) for site in run.names},
         status={site: run.status(site) for site in run.names},
+        staleness_weight=_staleness_weight(run.job.staleness),
+        cohorts=_cohort_rows(run),
+        outliers=[version for version in run.versions if version.divergence and version.divergence.outliers],
         rejected=run.of(Rejected)[:MAX_REJECTED_ROWS],
         rejected_total=len(run.of(Rejected)),
         reason_texts={**REFUSAL_REASONS, **REJECT_REASONS},
@@ -86,6 +100,8 @@ def summary(run: RunRecord, metrics: dict[str, Any]) -> str:
         f"The coordinator made {_count(metrics['versions'], 'model version')} from {_count(updates, 'update')} "
         f"in {run.events[-1].t:.0f} s of training"
     )
+    if metrics["cohorts"] is not None:
+        text += f", of which it saw {_count(metrics['cohorts']['opened'], 'sum')} and nothing else"
     out = [f"{site} ({run.status(site)})" for site in run.names if run.status(site) != "took part"]
     text += f", and refused {rejected} more. " if rejected else ". "
     if out:
@@ -125,6 +141,8 @@ def limitations(run: RunRecord, metrics: dict[str, Any]) -> list[str]:
         )
     if job.privacy.startswith("unsafe_"):
         points.append(f"Privacy mode {job.privacy} does not hide single updates from the coordinator.")
+    if job.masked is not None:
+        points += _masked_limitations(job.masked)
     if job.evaluation.kind != "none":
         points.append(
             "The reference set comes from the same source as the training data, so it says nothing about a hospital "
@@ -142,6 +160,44 @@ def limitations(run: RunRecord, metrics: dict[str, Any]) -> list[str]:
         "fit for clinical use.",
     ]
     return points
+
+
+def _masked_limitations(masked: MaskedTerms) -> list[str]:
+    points = [
+        "Masking holds per cohort. Many overlapping cohorts of one job, and a coordinator that sends crafted models, "
+        "are held back by the noise that each hospital adds, that is, by epsilon.",
+        f"The sums hold against the coordinator together with {_count(masked.c, 'hospital')}. More that collude with "
+        "it can learn an honest hospital's noised update.",
+    ]
+    if masked.f is None:
+        points.append(
+            "No protection against a lying site: nobody sees a single update, so one hospital that lies about its own "
+            "can put any model in place of the joint one, and nobody can tell which it was."
+        )
+    else:
+        points.append(
+            f"Robust against at most {_count(masked.f, 'lying site')}: one spoils its whole group's mean, and with "
+            "more spoilt groups than the rule bears the model is theirs. No norm bound can be enforced on a lying site."
+        )
+    return points
+
+
+def _cohort_rows(run: RunRecord) -> list[Cohort]:
+    """Those that opened nothing or lost somebody first, then the latest of the others; in their order."""
+    told = sorted(run.cohorts, key=lambda each: (each.state == "opened" and not each.missing, -each.number))
+    return sorted(told[:MAX_COHORT_ROWS], key=lambda each: each.number)
+
+
+def _staleness_weight(staleness: Staleness | None) -> str:
+    """s(τ) in words; '' where the log does not say it."""
+    if staleness is None:
+        return ""
+    a, b = staleness.a, staleness.b
+    if staleness.function == "constant":
+        return "as much as a fresh one"
+    if staleness.function == "polynomial":
+        return "1/√(1+τ)" if a == 0.5 else f"(1+τ)^-{a:g}"
+    return f"1 up to τ = {b}, then 1/({a:g}·(τ-{b}) + 1)"
 
 
 def _participants(run: RunRecord) -> list[dict[str, Any]]:
@@ -174,6 +230,11 @@ def _kind(run: RunRecord) -> str:
 def _fixed(value: float | None, digits: int = 3) -> str:
     """A number for people; a dash for what is not known."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _bound(epsilon: float | None) -> str:
+    """An epsilon that may be infinite."""
+    return "∞" if epsilon is None else _fixed(epsilon)
 
 
 def _power(value: float) -> str:

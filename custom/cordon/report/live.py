@@ -22,7 +22,15 @@ from cordon.report.events import Event
 from cordon.report.progress import PHASES, Progress
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-STYLES = {"training": "cyan", "finished": "green", "excluded": "red", "refused": "red", "lost": "yellow"}
+STYLES = {
+    "training": "cyan",
+    "ready": "blue",
+    "masking": "magenta",
+    "finished": "green",
+    "excluded": "red",
+    "refused": "red",
+    "lost": "yellow",
+}
 
 
 class LiveView:
@@ -113,6 +121,7 @@ class LiveView:
                 Text(str(site["rejected"]), style="red" if site["rejected"] else ""),
             )
         local = list(metrics["auc_local"].values())
+        cohorts = metrics["cohorts"]
         figures = [
             ("AUC", _figure(metrics["auc"])),
             ("pooled", _figure(metrics["auc_centralised"])),
@@ -121,6 +130,8 @@ class LiveView:
             ("versions", str(metrics["versions"])),
             ("seconds", f"{metrics['wall_s']:.0f}"),
         ]
+        if cohorts is not None:
+            figures.append(("sums opened", f"{cohorts['opened']} of {cohorts['formed']}"))
         self._console.print(table)
         for name, site in metrics["sites"].items():
             if site["status"] != "took part":
@@ -189,6 +200,10 @@ class LiveView:
         values = [made.auc for made in self._progress.made if made.auc is not None][-8:]
         if values:
             text += f"   AUC {'' if self._plain_letters else sparkline(values) + ' '}{values[-1]:.4f}"
+        cohorts = [cohort.state for cohort in self._progress.cohorts.all.values()]
+        if cohorts:
+            text += f"   sums opened {cohorts.count('opened')}"
+            text += f", cohorts ended {cohorts.count('ended')}" if "ended" in cohorts else ""
         grid = Table.grid(padding=(0, 1))
         grid.add_row(ProgressBar(total=max(planned, 1), completed=done, width=24), self._text(text))
         return grid

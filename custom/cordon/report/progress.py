@@ -6,12 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cordon.report.cohorts import Cohort, Cohorts
 from cordon.report.events import (
     Attested,
+    CohortEnded,
+    CohortFormed,
+    CohortOpened,
     Done,
     Event,
     Excluded,
+    GroupsDrawn,
     JobStarted,
+    Ready,
     Rejected,
     SiteLost,
     SiteRefused,
@@ -35,7 +41,10 @@ class Phase:
 
 @dataclass
 class Row:
-    """One hospital so far. ``epsilon`` covers every ticket issued: its round may be spent whatever came of it."""
+    """One hospital so far. ``epsilon`` covers every ticket issued: its round may be spent whatever came of it.
+
+    ``taus``: the staleness of each update of its that was used (masked: that is in a sum that opened).
+    """
 
     state: str = "waiting"
     taus: list[int] = field(default_factory=list)
@@ -61,6 +70,7 @@ class Progress:
         self.rows: dict[str, Row] = {}
         self.job: JobStarted | None = None
         self.made: list[VersionMade] = []
+        self.cohorts = Cohorts()
 
     def phase(self, name: str, detail: str) -> str:
         """Begin phase ``name`` (the one before it is done), or change the detail of the running one."""
@@ -86,6 +96,7 @@ class Progress:
 
     def event(self, event: Event) -> str:
         """Change the state; returns the plain line for events that a log should show."""
+        cohort = self.cohorts.take(event)
         if isinstance(event, JobStarted):
             self.job = event
             for site in event.sites:
@@ -98,7 +109,7 @@ class Progress:
             return f"version {event.version} of {self.planned}{auc} ({', '.join(event.sites) or 'initial model'})"
         if isinstance(event, Done):
             for row in self.rows.values():
-                if row.state in ("waiting", "training"):
+                if row.state in ("waiting", "training", "ready", "masking"):
                     row.state = "finished" if row.taus else "waiting"
             return f"training ended: {event.reason}"
         if isinstance(event, Attested):
@@ -106,6 +117,11 @@ class Progress:
             if line and event.site in self.rows:  # else it is the coordinator, which has no row
                 self.rows[event.site].reason = line
             return f"{event.site}: {line}" if line else ""
+        if isinstance(event, GroupsDrawn):
+            groups = "; ".join(f"{number}: {', '.join(sites)}" for number, sites in enumerate(event.groups))
+            return f"groups drawn by commit and reveal: {groups}"
+        if isinstance(event, CohortFormed | CohortOpened | CohortEnded):
+            return "" if cohort is None else self._cohort(cohort)
         row = self.rows.setdefault(event.site, Row())
         if isinstance(event, TicketIssued):
             row.state, row.reason = "training", "" if row.state == "lost" else row.reason
@@ -114,8 +130,10 @@ class Progress:
             self._first_ticket = event.t if self._first_ticket is None else self._first_ticket
             return ""
         if isinstance(event, Updated):
-            row.taus.append(event.staleness)
-            row.state = "finished" if self.job and len(row.taus) >= self.job.rounds_per_site else "waiting"
+            self._used(row, event.staleness)
+            return ""
+        if isinstance(event, Ready):
+            row.state = "ready"
             return ""
         if isinstance(event, Rejected):
             row.rejected += 1
@@ -124,6 +142,32 @@ class Progress:
         row.state = {Excluded: "excluded", SiteRefused: "refused", SiteLost: "lost"}[type(event)]
         row.reason = event.reason
         return f"{event.site}: {row.state}: {event.reason}"
+
+    def _used(self, row: Row, staleness: int) -> None:
+        row.taus.append(staleness)
+        row.state = "finished" if self.job and len(row.taus) >= self.job.rounds_per_site else "waiting"
+
+    def _cohort(self, cohort: Cohort) -> str:
+        """A cohort formed, opened or ended: the state of its hospitals, and the line."""
+        rows = {site: self.rows.setdefault(site, Row()) for site in cohort.sites}
+        there = {site: row for site, row in rows.items() if row.state in ("ready", "masking")}  # others are lost or out
+        for site, row in there.items():
+            row.state = {"running": "masking", "opened": "waiting", "ended": "ready"}[cohort.state]
+            if site in cohort.spent:
+                row.state = "waiting"
+        for site in cohort.survivors:
+            if site in there:
+                self._used(rows[site], cohort.staleness[site])
+            else:
+                rows[site].taus.append(cohort.staleness[site])
+        if cohort.state == "running":
+            return ""
+        name = f"cohort {cohort.number}" + ("" if cohort.group is None else f" (group {cohort.group})")
+        if cohort.state == "opened":
+            without = f", without {', '.join(cohort.missing)}" if cohort.missing else ""
+            return f"{name}: sum of {len(cohort.survivors)} of {len(cohort.sites)} opened{without}"
+        spent = f"; masked and never used again: {', '.join(cohort.spent)}" if cohort.spent else ""
+        return f"{name}: nothing opened, ended in stage {cohort.stage}: {cohort.reason}{spent}"
 
     @property
     def planned(self) -> int:

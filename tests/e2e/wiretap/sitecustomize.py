@@ -2,7 +2,7 @@
 
 ``frames-<pid>``: every F3 frame that the process sends or receives, as it is outside of TLS. ``plain/``: each packed
 vector (update or model) before it is sealed, raw float32. ``sealed/``: each payload after it was sealed, named by its
-SHA-256. ``headers-<pid>.jsonl``: the headers that go with these.
+SHA-256. ``headers-<pid>.jsonl``: the headers that go with these. ``packed-<pid>``: what was packed, and where.
 """
 
 import hashlib
@@ -66,7 +66,10 @@ def tap_messages(module):
     pack, seal = module.pack, module.seal
 
     def tapped_pack(name, vector):
-        keep("plain", np.ascontiguousarray(vector, np.float32).tobytes())
+        raw = np.ascontiguousarray(vector, np.float32).tobytes()
+        keep("plain", raw)
+        line = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "site": os.getcwd()}
+        append("packed", (json.dumps(line) + "\n").encode())
         return pack(name, vector)
 
     def tapped_seal(header, plaintext, key):

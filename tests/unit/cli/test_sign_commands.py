@@ -3,6 +3,8 @@
 import json
 import shutil
 import stat
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,87 @@ def test_check_of_a_job_folder(repo_root, tmp_path, capsys):
     server.write_text(server.read_text().replace("AsyncController", "Controller"))
     assert main(["check", "job", str(folder)]) == 3
     assert "AsyncController" in capsys.readouterr().err
+
+
+def changed_job(repo_root, folder, **changes):
+    """jobs/oncology_masked with some of the controller's arguments changed."""
+    made = Path(shutil.copytree(repo_root / "jobs" / "oncology_masked", folder / "oncology_masked"))
+    server = made / "app" / "config" / "config_fed_server.json"
+    config = json.loads(server.read_text())
+    args = config["workflows"][0]["args"]
+    args.update({**changes, "masked": {**args["masked"], **changes.get("masked", {})}})
+    server.write_text(json.dumps(config))
+    return made
+
+
+def test_check_of_a_masked_job_says_whom_so_many_sites_have_to_trust(repo_root, capsys):
+    assert main(["check", "job", str(repo_root / "jobs" / "oncology_masked"), "--sites", "5", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["sites"], said["privacy"]) == (5, "masked")
+    assert "no protection against a lying site" in said["trust"]
+
+
+@pytest.mark.parametrize(
+    ("sites", "changes", "reasons"),
+    [
+        (3, {}, ["buffer = 4 > N = 3 sites"]),
+        (5, {"masked": {"u_min": 3, "c": 2}}, ["c = 2 > u_min - 2 = 1"]),
+        (5, {"rule": "median"}, ["rule = median"]),
+        (
+            6,
+            {"rule": "median", "buffer": 3, "masked": {"groups": {"size": 3, "f": 1, "may_stop": 1}}},
+            ["floor(N/g) = floor(6/3) = 2 groups < 2f + 1 + may_stop = 4", "buffer = 3 > floor(N/g) - may_stop = 1"],
+        ),
+        (
+            9,
+            {"rule": "median", "buffer": 3, "masked": {"groups": {"size": 3, "f": 1, "drop_outs": 1}}},
+            ["K = 3 < max(t, u_min) + drop_outs = max(3, 3) + 1 = 4"],
+        ),
+        (9, {"buffer": 3, "masked": {"groups": {"size": 3, "f": 1}}}, ["weighted_mean bears f = 0"]),
+    ],
+)
+def test_check_of_a_job_names_every_inequality_that_so_many_sites_break(
+    repo_root, tmp_path, capsys, sites, changes, reasons
+):
+    folder = changed_job(repo_root, tmp_path, **changes)
+    assert main(["check", "job", str(folder)]) == 0  # only N can tell
+    assert main(["check", "job", str(folder), "--sites", str(sites)]) == 3
+    said = capsys.readouterr().err
+    assert all(reason in said for reason in reasons), said
+
+
+def test_check_of_feasible_groups(repo_root, tmp_path, capsys):
+    folder = changed_job(repo_root, tmp_path, rule="median", buffer=3, masked={"groups": {"size": 3, "f": 1}})
+    assert main(["check", "job", str(folder), "--sites", "9"]) == 0
+    assert "bears 1 lying sites" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{"rule": "median"}, {"rule": "krum", "rule_args": {"f": 0}}])
+def test_check_of_a_sealed_job_whose_release_would_show_a_hospital(repo_root, tmp_path, capsys, changes):
+    folder = Path(shutil.copytree(repo_root / "jobs" / "oncology", tmp_path / "oncology"))
+    server = folder / "app" / "config" / "config_fed_server.json"
+    config = json.loads(server.read_text())
+    config["workflows"][0]["args"].update(changes)
+    server.write_text(json.dumps(config))
+    assert main(["check", "job", str(folder), "--sites", "5"]) == 3
+    assert "fewer than 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["study", "x", "--sites", "5"],
+        ["kit", "x", "--sites", "5"],
+        ["job", "x", "--sites", "0"],
+        ["job", "x", "--sites", "1001"],
+        ["job", "x", "--sites", "five"],
+    ],
+)
+def test_sites_are_a_number_and_go_with_a_job(args, capsys):
+    with pytest.raises(SystemExit) if args[0] == "job" else nullcontext() as stopped:
+        assert main(["check", *args]) == 3
+    assert stopped is None or stopped.value.code == 3
+    assert "--sites" in capsys.readouterr().err
 
 
 def test_check_of_what_does_not_fit(repo_root):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from cordon.job import ServerOpt
 from cordon.report.events import EventLog, read
-from cordon.report.metrics import Epsilons, RunRecord, SiteFacts
+from cordon.report.record import Epsilons, RunRecord, SiteFacts
 
 SITES = ["hospital-a", "hospital-b", "hospital-c", "hospital-d", "hospital-e"]
 TRUST = "The coordinator sees every hospital's clipped and noised update."
@@ -42,6 +43,7 @@ def job_fields(sites: list[str], **changes: Any) -> dict[str, Any]:
         "rounds_per_site": 10,
         "norm_bound": 2.0,
         "max_staleness": 10,
+        "staleness": {"function": "polynomial", "a": 0.5},
         "sites": sites,
         "evaluation": {"kind": "public", "name": "wdbc-reference", "rows": 171},
         "dp": {"noise_multiplier": 1.1, "sampling_rate": 0.2, "steps": 10, "clip_norm": 1.0, "unit": "patient"},
@@ -99,6 +101,82 @@ def write_run(path: Path, seed: int = 1, sites: list[str] | None = None, hostile
     log.close()
 
 
+def write_masked_run(path: Path, *, groups: list[list[str]] | None = None) -> None:
+    """A masked job's log: ``SITES`` in cohorts of four (the last but one slow), or whole groups of ``groups``.
+
+    The second cohort ends in stage masked with two updates spent; the third opens without its first site, which is
+    lost.
+    """
+    sites = [site for each in groups for site in each] if groups else SITES
+    clock = Clock()
+    log = EventLog(path, clock)
+    masked = {"cohort": 4, "threshold": 3, "u_min": 3, "c": 1, "ring_bits": 32, "distributed": False}
+    if groups:
+        masked = {**masked, "cohort": len(groups[0]), "group_size": len(groups[0]), "f": 1}
+    log.write(
+        "job",
+        **job_fields(
+            sites, job="oncology_masked", privacy="masked", masked=masked, versions=6,
+            buffer=len(groups) if groups else 4, trust="masked: no protection against a lying site.",
+        ),
+    )  # fmt: skip
+    if groups:
+        log.write("groups", groups=groups, digest="a" * 64)
+    for site in ["server", *sites]:
+        log.write("attested", site=site, verdict="pass", type="software", codes=[])
+    log.write("version", version=0, sites=[], staleness=[], auc=0.6, accuracy=0.5, sha256="0" * 64, step_norm=0.0)
+    version, number, tickets, buffered = 0, 0, 0, 0
+    base: dict[str, int] = {}
+    gone: set[str] = set()
+
+    def ask(names: list[str]) -> None:
+        nonlocal tickets
+        for site in names:
+            tickets += 1
+            base[site] = version
+            log.write("ticket", site=site, ticket=f"t{tickets}", version=version)
+
+    def ready(names: list[str]) -> None:
+        for site in names:
+            late = {"ticket": "t", "base_version": base[site], "staleness": version - base[site], "seconds": 1.5}
+            log.write("ready", site=site, **late)
+
+    ask(sites)
+    while version < 6:
+        clock.now += 2.0
+        group = number % len(groups) if groups else None
+        slow_turn = number % 3 == 2
+        pool = [each for each in sites if each not in gone]
+        members = groups[group] if groups else (pool[1:] if slow_turn else [*pool[:3], pool[4 if len(pool) > 4 else 3]])
+        members = [each for each in members if each not in gone][:4]
+        ready(members)
+        number += 1
+        cohort = {"cohort": f"cohort-{number:012d}", "group": group}
+        log.write("cohort", **cohort, sites=members, least=3)
+        clock.now += 0.75
+        if number == 2:
+            log.write("aborted", **cohort, stage="masked", reason="lost: 2 of 4, want 3", spent=members[:2])
+            ask(members[:2])
+            continue
+        survivors = members
+        if number == 3:
+            survivors = members[1:]
+            gone.add(members[0])
+            log.write("lost", site=members[0], reason="disconnected")
+        log.write("opened", **cohort, survivors=survivors, norm=0.3, seconds=0.75)
+        buffered += 1
+        if not groups or buffered == len(groups):
+            version, buffered = version + 1, 0
+            spread = {"least": -0.2, "median": 0.6, "greatest": 0.9, "outliers": ["1"] if version == 2 else []}
+            log.write(
+                "version", version=version, sites=survivors, staleness=[version - 1 - base[s] for s in survivors],
+                auc=0.97, accuracy=0.9, sha256=f"{version:064x}", step_norm=0.1, divergence=spread if groups else None,
+            )  # fmt: skip
+        ask(survivors)
+    log.write("done", versions=version, reason="all 6 versions were made")
+    log.close()
+
+
 def record(path: Path, **changes: Any) -> RunRecord:
     """The record of a log that write_run made."""
     events = read(path)
@@ -134,6 +212,20 @@ def plan() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture
+def make_masked_run(tmp_path: Path) -> Callable[..., RunRecord]:
+    """(groups=, **changes of the record) -> a whole masked run, in which nobody lies."""
+
+    def make(groups: list[list[str]] | None = None, **changes: Any) -> RunRecord:
+        path = tmp_path / f"masked-{len(list(tmp_path.iterdir()))}.jsonl"
+        write_masked_run(path, groups=groups)
+        run = record(path, **changes)
+        facts = {site: replace(each, role="honest") for site, each in run.sites.items() if each.role == "malicious"}
+        return replace(run, sites={**run.sites, **facts, **changes.get("sites", {})})
+
+    return make
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from cordon.errors import ConfigError
 from cordon.report import html
 from cordon.report.html import render
-from cordon.report.metrics import KeyReleases, RunRecord, SiteFacts, metrics
+from cordon.report.metrics import metrics
+from cordon.report.record import KeyReleases, RunRecord, SiteFacts
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

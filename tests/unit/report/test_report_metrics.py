@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 
 from cordon.errors import ConfigError
 from cordon.report.events import Event, Rejected, Updated, VersionMade
-from cordon.report.metrics import Epsilons, RunRecord, SiteFacts, metrics
+from cordon.report.metrics import metrics
+from cordon.report.record import Epsilons, RunRecord, SiteFacts
 
 EPSILONS = Epsilons(1.0, 2.1, 1.2, 4.0)
 TOP = {
     "job_id", "job", "wall_s", "versions", "auc", "accuracy", "auc_centralised", "auc_local", "sites", "aggregation",
-    "key_releases", "model_sha256",
+    "masked", "groups", "cohorts", "divergence", "key_releases", "model_sha256",
 }  # fmt: skip
 SITE = {
-    "role", "source", "updates", "mean_staleness", "epsilon", "epsilon_replace_one", "delta", "unit", "attested",
-    "rejected", "reasons", "status",
+    "role", "source", "updates", "spent", "mean_staleness", "epsilon", "epsilon_replace_one", "epsilon_public",
+    "epsilon_own", "delta", "unit", "attested", "rejected", "reasons", "status",
 }  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def test_keys_are_those_of_the_contract(make_run):
     assert result["aggregation"] == {
         "privacy": "sealed", "rule": "weighted_mean", "server_opt": "FedAdam", "buffer": 3,
     }  # fmt: skip
+    assert result["masked"] is result["groups"] is result["cohorts"] is None and result["divergence"] == []
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
