@@ -284,8 +284,7 @@ def grouped(setting: Setting, plan: Plan, defence: Defence, attacker: Attacker, 
     """Masked groups: a liar decides its whole group's mean, and no norm bound holds for it, only the ring.
 
     A value of the opened mean is at most the public clip (here the norm bound) in each coordinate, so its L2 norm is at
-    most sqrt(d) times that: the bound that the attacks are given. ``size`` = N is the masked sum: f is then taken as
-    one row that replaces everybody's.
+    most sqrt(d) times that: the bound that the attacks are given.
     """
     hospitals = Hospitals(setting, plan, attacker, seed)
     clean, hit = groups_of(setting.f, size)

@@ -86,8 +86,8 @@ class ReadyPool(Tickets):
     def ready(self, site: str, claim: Claim) -> Accepted:
         """``site`` finished the round of its ticket (signature already verified) and waits in the pool.
 
-        Its ticket is neither outstanding nor free from here on. ``max_staleness`` is judged once, here: how long the
-        site then waits for others is not its doing. (What is counted is tau as the cohort forms.)
+        Its ticket is neither outstanding nor free from here on. For ``max_staleness`` it is blamed here only, once: how
+        long it then waits for others is not its doing. (What is counted is tau as the cohort forms, see ``form``.)
 
         Raises:
             UpdateRejected: with the reason, counted as a fault as in ``Coordinator.submit``.
@@ -118,11 +118,13 @@ class ReadyPool(Tickets):
         self._tickets[site] = ticket
         return ticket
 
-    def spent(self, site: str) -> None:
-        """``site`` says that it had masked the update it is asked for: its ticket is used up, without fault."""
+    def spent(self, site: str, ticket_id: str) -> None:
+        """``site`` says that it had masked the update of that ticket: it is used up, without fault. Said twice, or of
+        an older ticket, it changes nothing."""
         self._known(site)
         for tickets in (self._tickets, self._pool, self._unspent):
-            tickets.pop(site, None)
+            if (ticket := tickets.get(site)) is not None and ticket.id == ticket_id:
+                del tickets[site]
 
     # -- cohorts ------------------------------------------------------------------------------------------------
 
@@ -131,13 +133,15 @@ class ReadyPool(Tickets):
 
         Sum: the ``buffer`` sites that are ready longest, and no more cohorts than versions are left. Groups: a group
         all of whose live sites that can still come are ready, if they are enough to open (``Masked.least``); of
-        several, the one that was complete first.
+        several, the one that was complete first. Updates that grew older than ``max_staleness`` while they waited are
+        in none, as no site joins a cohort with one: their tickets are used up, without fault.
 
         Args:
             cohort_id: never used before.
         """
         if cohort_id in self._cohort_ids:
             raise ConfigError(f"cohort {cohort_id} was formed before")
+        self._outdate()
         group, sites = self._next()
         if not sites:
             return None
@@ -249,6 +253,13 @@ class ReadyPool(Tickets):
         for tickets in (self._pool, self._unspent):
             if (ticket := tickets.pop(site, None)) is not None:
                 self._late[ticket.id] = site
+
+    def _outdate(self) -> None:
+        for tickets in (self._pool, self._unspent):
+            for site, ticket in list(tickets.items()):
+                if self.version - ticket.version > self.args.max_staleness:
+                    self._late[ticket.id] = site
+                    del tickets[site]
 
     def _park(self, tickets: Mapping[str, Ticket]) -> None:
         self._unspent.update({site: each for site, each in tickets.items() if self.state[site] in ("live", "lost")})

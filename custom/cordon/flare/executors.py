@@ -156,8 +156,9 @@ class DPTrainExecutor(Executor):
             session.claim()
             session.layout = plan.layout(session.job)
             if session.job.controller.masked is not None and session.masked is None:
-                session.masked = MaskedSite(session)
-                session.masked.judge_noise()
+                masked = MaskedSite(session)
+                masked.judge_noise()  # before it is set: a second challenge must not get past a refusal of the first
+                session.masked = masked
             self._load(session)
         except CordonError as error:
             self.logger.error(f"this site does not train: {type(error).__name__}: {error}")

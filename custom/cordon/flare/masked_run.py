@@ -164,7 +164,7 @@ class MaskedMode:
         """Refusals that end a cohort or a ticket for a site, and not its part in the job."""
         if refusal.code == SPENT:
             self.run.flare.info(f"{peer.name} has masked the update that it is asked for: its ticket is used up")
-            self.state.spent(peer.name)
+            self.state.spent(peer.name, refusal.ticket)
             return True
         each = self.cohorts.of(peer.name)
         if refusal.code in MENDABLE and self._waits(peer.name):

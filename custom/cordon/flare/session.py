@@ -246,10 +246,10 @@ class Session:
         """(signed header, payload) of the update that this process holds, for ``coordinator`` alone to open.
 
         Raises:
-            PrivacyError: the update has no noise of its own: it leaves under masks, with its share, or not at all.
+            PrivacyError: a masked job: its updates leave under masks, with their share of noise, or not at all.
         """
-        if plan.distributed(self.job):
-            raise PrivacyError("noise is shared out in this job: no update of one site leaves it")
+        if self.job.controller.masked is not None:
+            raise PrivacyError("this job is masked: no update of one site leaves it")
         if self.trained is None:
             raise SignatureError("there is no update to send")
         ledger = None if self.data_key is None else self.data_key.ledger

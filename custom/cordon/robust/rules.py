@@ -199,7 +199,7 @@ def centered_clipping(
     part = factor = np.zeros(points.k)
     for _ in range(rounds):
         distance = np.sqrt(_to_mean(products, part))
-        factor = np.minimum(1.0, tau / np.maximum(distance, np.finfo(float).tiny))
+        factor = np.minimum(1.0, tau / np.maximum(distance, tau))
         part = (1 - p @ factor) * part + p * factor if (factor < 1).any() else p
     rest = 0.0 if (factor == 1).all() else 1 - float(part.sum())
     return Outcome(points.combine(part, None, centre, rest), points.influence(factor))
@@ -215,7 +215,7 @@ def norm_bounding(points: Points, bound: float) -> Outcome:
     """
     bound = arguments.positive("norm_bounding: bound", bound)
     norms = np.sqrt(points.squares_to(np.zeros(points.d, dtype=points.dtype)))
-    factor = np.minimum(1.0, bound / np.maximum(norms, np.finfo(float).tiny))
+    factor = np.minimum(1.0, bound / np.maximum(norms, bound))
     mass = None if (factor == 1).all() else float(points.weights.sum())  # of all: a clipped row is shorter, not lighter
     return Outcome(points.combine(points.weights * factor, mass), points.influence(factor))
 

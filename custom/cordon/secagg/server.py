@@ -230,7 +230,8 @@ class Aggregation:
             found = {site: answer for site, (_, answer) in answers.items()}
             opening.unmask(view, total, self._shares(), self._survivors, found)
         except ProtocolAbort as error:
-            self._blame(error, (self._dealt[error.blame][0], *(envelope for envelope, _ in answers.values())))
+            if error.blame:
+                self._blame(error, (self._dealt[error.blame][0], *(envelope for envelope, _ in answers.values())))
             raise
 
     def _shares(self) -> dict[str, Shares]:

@@ -178,6 +178,7 @@ OTHER_TERMS: dict[str, Any] = {
     "group_map_digest": groups.digest(GROUPS),
     "groups": GROUPS,
     "max_staleness": 11,
+    "members": 4,
 }
 
 
