@@ -110,7 +110,7 @@ try:
 except SystemExit as end:
     assert end.code == 0
 """
-    assert not {"torch", "nvflare", "opacus", "monai", "sklearn"} & _loaded(code)
+    assert not {"torch", "nvflare", "opacus", "monai", "sklearn", "llvmlite"} & _loaded(code)
 
 
 @pytest.mark.parametrize("module", ["cordon.flare.deployer", "cordon.flare.cc_manager", "cordon.flare.provision"])

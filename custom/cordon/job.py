@@ -65,6 +65,10 @@ class ServerOpt(Document, frozen=True, kw_only=True):
     tau: Annotated[float, Meta(ge=1e-9, le=1e3)] = 1e-3
     max_step: Scale | None = None
 
+    def __post_init__(self) -> None:
+        if self.bias_correction and self.algorithm != "FedAdam":
+            raise ValueError(f"bias_correction is FedAdam's: no correction is defined for {self.algorithm}")
+
 
 class Staleness(Document, frozen=True, kw_only=True):
     """s(tau): how much an update counts that is tau versions late (Xie et al. 2019, section 5.2); s(0) = 1.
@@ -111,6 +115,9 @@ def threshold(members: int, c: int) -> int:
 class Masked(Document, frozen=True, kw_only=True):
     """Secure aggregation (``cordon.secagg``): a sum opens with at least ``u_min`` sites, against the coordinator and
     ``c`` sites that collude with it. Without ``groups`` a cohort of ``buffer`` sites makes one version.
+
+    After ``max_aborts`` cohorts, at least one, that opened nothing, a group stops; without groups, the job ends after
+    as many in a row.
 
     ``distributed``: the noise of the plan is drawn as discrete shares after weighting, and accounted in the sum.
     """

@@ -295,6 +295,7 @@ def test_another_engine_or_contract_file(change):
         {"rule": "os.system"},
         {"rule_args": {"path": EVIL}},
         {"server_opt": {"algorithm": "SGD"}},
+        {"server_opt": {"algorithm": "FedYogi", "bias_correction": True}},
         {"server_opt": {"algorithm": "FedAvg", "name": "x"}},
         {"persistor_id": "x"},
         {"ignore_result_error": False},

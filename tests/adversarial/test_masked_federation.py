@@ -7,7 +7,7 @@ import pytest
 from cordon import messages, signing
 from cordon.asyncfl.cohorts import MaskedCoordinator
 from cordon.attest.keys import ProcessKeys
-from cordon.errors import ProtocolAbort
+from cordon.errors import PolicyRefused, ProtocolAbort
 from cordon.flare import executors, masked_site
 from cordon.flare.model_chain import ModelChain
 from cordon.secagg import groups as group_maps
@@ -342,6 +342,25 @@ def test_a_site_that_refused_the_job_takes_no_part_in_secure_aggregation(tmp_pat
     coordinator = MaskedHand(kits, masked_files(), (A,))
     assert "refusal" in coordinator.hands[A].attest()
     assert said(coordinator.say(A, "commit", None)) != ""
+
+
+def test_a_second_challenge_does_not_get_past_a_refusal_of_shared_out_noise(
+    masked_kits, clock, remembered, monkeypatch
+):
+    """A site that cannot account for the job's noise must not train only because it is asked again."""
+
+    def refuse(kit, job, size):
+        raise PolicyRefused([("noise_not_accountable", "the ring is too coarse")])
+
+    monkeypatch.setattr(masked_site.plan, "judge_noise", refuse)  # all else about this job is allowed
+    dp = {"noise_multiplier": 4.0, "sampling_rate": 0.5, "steps": 1, "clip_norm": 0.5, "expected_batch_size": 30.0}
+    files = masked_files(masked={"distributed": True}, executor={"dp": {**dp, "delta": 1e-5, "unit": "patient"}})
+    coordinator = MaskedHand(masked_kits, files, (A,))
+    hand = coordinator.hands[A]
+    for _ in range(2):
+        assert "refusal" in hand.attest()
+        assert _site(coordinator).patients is None
+        assert "ready" not in open_message(hand.train(hand.model()))[0]
 
 
 def test_a_sealed_job_has_no_secure_aggregation(hand):

@@ -32,8 +32,6 @@ class Optimizer:
     """One server optimiser with its state (m, v: (d,) float64, None before the first step, where it has any)."""
 
     def __init__(self, args: ServerOpt) -> None:
-        if args.bias_correction and args.algorithm != "FedAdam":
-            raise ConfigError(f"bias_correction is FedAdam's: no correction is defined for {args.algorithm}")
         self._args = args
         self._steps = 0
         self._size: int | None = None

@@ -41,23 +41,6 @@ def load(path: Path) -> job.Job:
     return parsed
 
 
-def check_feasible(args: job.ControllerArgs, sites: int) -> None:
-    """ConfigError with every inequality that fails where ``sites`` sites take part."""
-    from cordon import robust  # numpy and more: only where it is asked for
-    from cordon.secagg import terms
-
-    groups = None
-    if args.masked is not None:
-        terms.check_feasible(args, sites)
-        groups = args.masked.groups
-    elif args.buffer > sites:
-        raise ConfigError(f"a version wants {args.buffer} distinct sites (buffer), and there are {sites}")
-    if args.masked is None or groups is not None:  # one masked sum is a weighted mean, whatever is asked
-        steps = [(each.step, each.args) for each in args.pre_aggregation]
-        f = None if groups is None else groups.f
-        robust.check(args.rule, args.rule_args, steps, args.buffer, sealed=args.masked is None, f=f)
-
-
 def check_job(path: Path, sites: int | None, as_json: bool) -> int:
     """Print the digest and, with ``sites``, that so many are enough and whom they have to trust.
 
@@ -68,7 +51,9 @@ def check_job(path: Path, sites: int | None, as_json: bool) -> int:
     said: dict[str, Any] = {"kind": "job", "path": str(path), "ok": True, "digest": parsed.digest}
     lines = [f"{path}: fits job; digest {parsed.digest}"]
     if sites is not None:
-        check_feasible(parsed.controller, sites)
+        from cordon.flare import plan  # FLARE: only where it is asked for
+
+        plan.check_job(parsed, sites)
         said |= {"sites": sites, "privacy": parsed.controller.privacy}
         lines.append(f"{parsed.controller.privacy}, with {sites} sites: feasible")
         if parsed.controller.masked is not None:

@@ -132,6 +132,8 @@ def check_job(job: Job, sites: int) -> None:
     masked = job.controller.masked
     if masked is not None:
         check_feasible(job.controller, sites)
+    elif job.controller.buffer > sites:
+        raise ConfigError(f"a version wants {job.controller.buffer} distinct sites (buffer), and there are {sites}")
     if distributed(job):
         shares(job)
     if masked is None or masked.groups is not None:

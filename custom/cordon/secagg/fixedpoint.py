@@ -159,7 +159,7 @@ def _writer(ring: Ring, size: int) -> _Writer:
     if size >= COMPILED_FROM:
         try:
             from cordon.secagg.compiled import encode_32
-        except ImportError:
+        except (ImportError, OSError):  # not installed, or its library does not load here
             return _encode_32
         return encode_32
     return _encode_32

@@ -44,9 +44,9 @@ class PrivacyFloor(Document, frozen=True, kw_only=True):
 
 class Masked(Document, frozen=True, kw_only=True):
     """Floors of secure aggregation (masked mode): a sum of fewer than ``u_min`` sites is not opened; ``c`` sites may
-    collude with the coordinator; after ``max_aborts`` cohorts that ended with a masked update in them, the site leaves
-    the job. ``min_own_noise`` is the least noise multiplier of the site's own share where noise is distributed: what
-    holds if more than ``c`` collude.
+    collude with the coordinator; the site bears ``max_aborts`` cohorts that ended with a masked update of its own in
+    them, and leaves the job at the next. ``min_own_noise`` is the least noise multiplier of the site's own share where
+    noise is distributed: what holds if more than ``c`` collude.
     """
 
     u_min: Annotated[int, Meta(ge=3)]

@@ -394,15 +394,49 @@ def test_an_aborted_cohort_uses_up_what_was_masked_and_the_others_go_on_with_the
 
 def test_a_site_that_had_masked_after_all_says_so_without_fault() -> None:
     bench = Bench()
-    bench.ready(*"abcd")
+    tickets = bench.ready(*"abcd")
     cohort = bench.form()
     assert cohort is not None
     bench.core.aborted(cohort.id, (), "lost")
     bench.core.again("a", 0.0)
-    bench.core.spent("a")
-    bench.core.spent("b")
+    bench.core.spent("a", tickets[0].id)
+    bench.core.spent("b", tickets[1].id)
     assert bench.core.unspent() == ["c", "d"]
     assert bench.core.wants() == ["a", "b", "e", "f"]
+    assert not any(bench.core.faults.values())
+
+
+def test_a_site_that_says_twice_that_it_had_masked_keeps_its_next_ticket() -> None:
+    bench = Bench()
+    tickets = bench.ready(*"abcd")
+    cohort = bench.form()
+    assert cohort is not None
+    bench.core.aborted(cohort.id, (), "lost")
+    bench.core.again("a", 0.0)
+    bench.core.spent("a", tickets[0].id)
+    following = bench.issue("a")
+    bench.core.spent("a", tickets[0].id)  # the same answer once more
+    assert bench.core.outstanding("a") == following
+    bench.say(following)
+    assert not any(bench.core.faults.values())
+
+
+def test_an_update_that_grew_too_old_while_it_waited_spoils_no_cohort() -> None:
+    """No site joins a cohort with it: formed all the same, every one would end, and the job with the last."""
+    bench = Bench(max_staleness=0)
+    late = bench.ready(*"abcde")[4]
+    bench.open(bench.form())
+    bench.core.apply()
+    bench.ready(*"abc")
+    assert bench.form() is None
+    assert bench.core.pool == tuple("abc")
+    assert "e" in bench.core.wants()
+    with pytest.raises(UpdateRejected, match="no fault"):
+        bench.say(late)
+    bench.ready("e")
+    cohort = bench.form()
+    assert cohort is not None
+    assert cohort.taus == (0, 0, 0, 0)
     assert not any(bench.core.faults.values())
 
 
@@ -663,7 +697,7 @@ def test_a_new_process_asks_pool_and_cohorts_again_and_keeps_what_was_opened() -
     with pytest.raises(UpdateRejected, match="no fault"):  # to the old process's question
         bench.say(tickets[4])
     bench.core.again("e", 1e6)
-    bench.core.spent("e")  # it had masked
+    bench.core.spent("e", tickets[4].id)  # it had masked
     for site in "fgi":
         bench.say(bench.core.again(site, 1e6))
     with pytest.raises(ConfigError, match="no cohort"):

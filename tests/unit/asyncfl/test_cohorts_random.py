@@ -120,7 +120,7 @@ class World:
             ticket = self.core.again(self.rng.choice(unspent), self.now)
             assert ticket.id == self.latest[ticket.site].id
             if ticket.id in self.masked:  # the site refuses: update_spent
-                self.core.spent(ticket.site)
+                self.core.spent(ticket.site, ticket.id)
                 assert self.core.outstanding(ticket.site) is None
 
     def ready(self) -> None:

@@ -558,7 +558,6 @@ def test_whatever_happens_it_goes_on_or_says_why_not(data: st.DataObject) -> Non
         (["a", "b"], {}, {}, "distinct sites"),
         (["a", "a", "b"], {}, {}, "distinct sites"),
         (SITES, {"a": 1.0}, {}, "no weight for b, c, d"),
-        (SITES, {}, {"server_opt": ServerOpt(algorithm="FedYogi", bias_correction=True)}, "bias_correction"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_before_training(sites: Any, weights: Any, changes: Any, match: str) -> None:

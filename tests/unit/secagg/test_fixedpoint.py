@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import math
 import sys
@@ -263,6 +264,18 @@ def test_a_large_vector_is_encoded_the_same_with_and_without_llvm(monkeypatch: p
         monkeypatch.undo()
         assert np.array_equal(slow, fast)
         assert np.array_equal(slow, without)
+
+
+def test_a_library_that_does_not_load_here_leaves_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, *args: object, **kwargs: object) -> object:
+        if name == "cordon.secagg.compiled":
+            raise OSError("cannot map it executable")
+        return importing(name, *args, **kwargs)
+
+    importing = builtins.__import__
+    monkeypatch.setattr(fixedpoint, "COMPILED_FROM", 1)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert fixedpoint._writer(choose(32, 3, 1.0), 10) is fixedpoint._encode_32
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
