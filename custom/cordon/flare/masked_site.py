@@ -162,7 +162,8 @@ class MaskedSite:
         version = signing.unverified_body(message).get("version")
         if isinstance(version, bool) or not isinstance(version, int) or version < 0:
             raise SignatureError("the roster names no version")
-        chain = session.chain.extend(parts.get("links"), version, session.first_model())
+        first = "" if session.chain.models else session.first_model()
+        chain = session.chain.extend(parts.get("links"), version, first)
         member = self._current()
         envelope = member.shares(message, mtls_keys=self._mtls_keys, heads=chain.head, now=now)
         # What a site that holds the newest model of the cohort has signed is from now on the chain here too.
