@@ -69,7 +69,8 @@ def test_demo_trains_reports_and_leaves_nothing_behind(repo_root, tmp_path, temp
     assert list(metrics["sites"]) == SITES
     for name, site in metrics["sites"].items():
         assert set(site) == {
-            "role", "source", "updates", "spent", "mean_staleness", "epsilon", "epsilon_replace_one", "epsilon_public",
+            "role", "source", "updates",
+            "rounds", "spent", "mean_staleness", "epsilon", "epsilon_replace_one", "epsilon_public",
             "epsilon_own", "delta", "unit", "attested", "rejected", "reasons", "status",
         }  # fmt: skip
         assert 0 < site["epsilon"] <= 3 and site["epsilon"] == site["epsilon_public"] == site["epsilon_own"]

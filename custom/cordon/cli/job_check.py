@@ -48,9 +48,15 @@ def check_job(path: Path, sites: int | None, as_json: bool) -> int:
         ConfigError: it does not fit, or that many sites cannot do it: every inequality that fails, with its numbers.
     """
     parsed = load(path)
+    if parsed.executor.local_parameters:
+        from cordon.flare import plan
+
+        plan.layout(parsed)  # builds the network: are these names of its parameters?
     said: dict[str, Any] = {"kind": "job", "path": str(path), "ok": True, "digest": parsed.digest}
     lines = [f"{path}: fits job; digest {parsed.digest}"]
-    if sites is not None:
+    if sites is None:
+        lines.append("not checked: whether your sites are enough, and whom they have to trust (--sites N)")
+    else:
         from cordon.flare import plan  # FLARE: only where it is asked for
 
         plan.check_job(parsed, sites)

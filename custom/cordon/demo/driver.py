@@ -312,7 +312,7 @@ def _role(policy: SitePolicy) -> Role:
 
 def _facts(demo: Demo, site: str, log: tuple[events.Event, ...]) -> SiteFacts:
     # A ticket counts from its issue: the site may have spent the round, whatever became of its update.
-    started = sum(isinstance(event, events.TicketIssued) and event.site == site for event in log)
+    started = len({event.ticket for event in log if isinstance(event, events.TicketIssued) and event.site == site})
     return SiteFacts(
         role=_role(demo.policies[site]),
         source=SOURCES[demo.policies[site].data.connector],

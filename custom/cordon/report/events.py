@@ -106,7 +106,7 @@ class Attested(_Event, frozen=True, kw_only=True, tag="attested"):
 
 
 class TicketIssued(_Event, frozen=True, kw_only=True, tag="ticket"):
-    """``site`` was asked to train from model ``version``."""
+    """``site`` was asked to train from model ``version``; the same ``ticket`` again: asked for what it trained then."""
 
     site: Text
     ticket: Text

@@ -101,7 +101,7 @@ def summary(run: RunRecord, metrics: dict[str, Any]) -> str:
         f"in {run.events[-1].t:.0f} s of training"
     )
     if metrics["cohorts"] is not None:
-        text += f", of which it saw {_count(metrics['cohorts']['opened'], 'sum')} and nothing else"
+        text += f"; of what was in them it saw {_count(metrics['cohorts']['opened'], 'sum')} and nothing else"
     out = [f"{site} ({run.status(site)})" for site in run.names if run.status(site) != "took part"]
     text += f", and refused {rejected} more. " if rejected else ". "
     if out:

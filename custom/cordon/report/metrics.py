@@ -73,6 +73,7 @@ def _site(run: RunRecord, site: str) -> dict[str, Any]:
         "role": ROLES[facts.role],
         "source": facts.source,
         "updates": len(taus),
+        "rounds": run.rounds[site],
         "spent": sum(each.fate == "spent" for each in run.unused[site]),
         "mean_staleness": round(sum(taus) / len(taus), 3) if taus else None,
         "epsilon": facts.epsilon.pld if facts.epsilon else 0.0,

@@ -50,8 +50,13 @@ class Row:
     taus: list[int] = field(default_factory=list)
     rejected: int = 0
     reason: str = ""
-    rounds: int = 0
+    tickets: set[str] = field(default_factory=set)
     epsilon: float = 0.0
+
+    @property
+    def rounds(self) -> int:
+        """Begun so far: a ticket that is sent again is no other round."""
+        return len(self.tickets)
 
 
 class Progress:
@@ -125,8 +130,9 @@ class Progress:
         row = self.rows.setdefault(event.site, Row())
         if isinstance(event, TicketIssued):
             row.state, row.reason = "training", "" if row.state == "lost" else row.reason
-            row.rounds += 1
-            row.epsilon = self._epsilon(event.site, row.rounds)
+            if event.ticket not in row.tickets:
+                row.tickets.add(event.ticket)
+                row.epsilon = self._epsilon(event.site, row.rounds)
             self._first_ticket = event.t if self._first_ticket is None else self._first_ticket
             return ""
         if isinstance(event, Updated):

@@ -28,7 +28,7 @@ Role = Literal["honest", "slow", "malicious"]
 ROLES: dict[Role, str] = {"honest": "honest", "slow": "honest", "malicious": "malicious (on purpose)"}
 
 E = TypeVar("E")
-U = TypeVar("U", Rejected, Contribution, Updated | Contribution)
+U = TypeVar("U", Rejected, TicketIssued, Contribution, Updated | Contribution)
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,12 @@ class RunRecord:
     def unused(self) -> dict[str, list[Contribution]]:
         """Masked: updates that a cohort was begun with and no sum holds: spent or lost."""
         return self._by_site([each for each in self._cohorts.contributions if each.fate != "used"])
+
+    @cached_property
+    def rounds(self) -> dict[str, int]:
+        """Rounds that each site was asked for, which is what its epsilon counts: tickets, each once."""
+        tickets = self._by_site(self.of(TicketIssued))
+        return {site: len({event.ticket for event in events}) for site, events in tickets.items()}
 
     @cached_property
     def rejections(self) -> dict[str, list[Rejected]]:

@@ -173,8 +173,9 @@ def trust(args: ControllerArgs, sites: int) -> str:
         of = f"{low}" if low == high else f"{low} to {high}"
         learns = f"one sum per group and version, of at least {least} of the group's {of} updates"
         lies = (
-            f"Robustness: the rule {args.rule} over the means of at least {args.buffer} groups bears {masked.groups.f} "
-            "lying sites in all; each can spoil or stop its own group, unattributed. Beyond that, nothing is promised."
+            f"Robustness: the rule {args.rule} over the means of at least {args.buffer} groups bears "
+            f"{masked.groups.f} lying {'site' if masked.groups.f == 1 else 'sites'} in all; each can spoil or stop its "
+            "own group, unattributed. Beyond that, nothing is promised."
         )
     noise = (
         "Noise is distributed: each site draws a share that protects its patients alone less than the sum does."
@@ -183,12 +184,17 @@ def trust(args: ControllerArgs, sites: int) -> str:
     )
     return (
         f"Masked {'sum' if masked.groups is None else 'groups'}. Privacy: the coordinator is not trusted. It learns "
-        f"{learns} and no single update, even if it is malicious and {masked.c} sites collude with it. Against more, "
+        f"{learns} and no single update, even if it is malicious and {_sites(masked.c)} collude{'s' * (masked.c == 1)} "
+        f"with it: less what those put in, it is a sum of at least {least - masked.c} others'. Against more, "
         f"and for what many overlapping cohorts show together, there is differential privacy only. {noise} {lies}"
     )
 
 
 # -- inequalities ----------------------------------------------------------------------------------------------------
+
+
+def _sites(count: int) -> str:
+    return "1 site" if count == 1 else f"{count} sites"
 
 
 def _masked(args: ControllerArgs) -> Masked:

@@ -128,7 +128,7 @@ def test_check_of_a_job_names_every_inequality_that_so_many_sites_break(
 def test_check_of_feasible_groups(repo_root, tmp_path, capsys):
     folder = changed_job(repo_root, tmp_path, rule="median", buffer=3, masked={"groups": {"size": 3, "f": 1}})
     assert main(["check", "job", str(folder), "--sites", "9"]) == 0
-    assert "bears 1 lying sites" in capsys.readouterr().out
+    assert "bears 1 lying site in all" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("changes", [{"rule": "median"}, {"rule": "krum", "rule_args": {"f": 0}}])

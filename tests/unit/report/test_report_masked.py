@@ -306,7 +306,9 @@ def test_states_of_a_site_on_its_way_through_a_cohort(plan, clock):
     assert after(ready("d"), formed(*sites)) == ["masking"] * 4
     assert after({"kind": "lost", "site": "d", "reason": "x"}) == ["masking"] * 3 + ["lost"]
     assert after(ended("a")) == ["waiting", "ready", "ready", "lost"]
-    assert after(tickets[0], ready("a"), formed(*"abc", cohort="cohort-2")) == ["masking"] * 3 + ["lost"]
+    assert progress.rows["a"].epsilon == 0.5
+    again = {**tickets[0], "ticket": "t-a-2"}
+    assert after(tickets[0], again, ready("a"), formed(*"abc", cohort="cohort-2")) == ["masking"] * 3 + ["lost"]
     assert after(opened(*"abc", cohort="cohort-2")) == ["waiting"] * 3 + ["lost"]
     assert [len(progress.rows[site].taus) for site in sites] == [1, 1, 1, 0]
-    assert progress.rows["a"].epsilon == 1.0  # two tickets, one of them spent for nothing
+    assert progress.rows["a"].epsilon == 1.0  # two tickets, one of them sent twice

@@ -19,7 +19,8 @@ TOP = {
     "masked", "groups", "cohorts", "divergence", "key_releases", "model_sha256",
 }  # fmt: skip
 SITE = {
-    "role", "source", "updates", "spent", "mean_staleness", "epsilon", "epsilon_replace_one", "epsilon_public",
+    "role", "source", "updates",
+    "rounds", "spent", "mean_staleness", "epsilon", "epsilon_replace_one", "epsilon_public",
     "epsilon_own", "delta", "unit", "attested", "rejected", "reasons", "status",
 }  # fmt: skip
 

@@ -153,9 +153,12 @@ def test_a_ring_that_cannot_hold_the_sum_is_refused() -> None:
 def test_the_trust_statement_says_who_is_not_trusted_and_what_is_not_promised() -> None:
     told = trust(args(5, c=1), 5)
     assert "no protection against a lying site" in told
-    assert "at least 4 of 5 updates" in told and "1 sites collude" in told
+    assert (
+        "at least 4 of 5 updates" in told
+        and "1 site colludes with it: less what those put in, it is a sum of at least 3 others'" in told
+    )
     told = trust(args(4, Groups(size=4, f=1), rule="median"), 17)
-    assert "4 to 5" in told and "bears 1 lying sites" in told and "median" in told
+    assert "4 to 5" in told and "bears 1 lying site in all" in told and "median" in told
     assert "no protection against a lying site" not in told
     assert "share" in trust(args(distributed=True), 5)
 
