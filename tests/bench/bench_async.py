@@ -234,10 +234,10 @@ def plan(
         "gigabytes_in": track.bytes_in / 1e9,
         "gigabytes_out": track.bytes_out / 1e9,
         "link_load": {
-            "in": track.inward_busy_s / (3600 * hours),
-            "out": track.outward_busy_s / (3600 * hours),
+            "in": round(track.inward_busy_s / (3600 * hours), 6),
+            "out": round(track.outward_busy_s / (3600 * hours), 6),
         },
-        "processor_load": track.cpu_busy_s / (3600 * hours),
+        "processor_load": round(track.cpu_busy_s / (3600 * hours), 6),
         "ended": track.reason,
     }
 
@@ -251,14 +251,19 @@ def main() -> None:
     parser.add_argument("--hospitals", type=int, default=1000, help="of the plan (default 1000)")
     parser.add_argument("--dim", type=int, default=100_000_000, help="parameters of the plan's model (default 1e8)")
     parser.add_argument("--privacy", choices=("sealed", "masked"), default="sealed")
-    parser.add_argument("--buffer", type=int, default=0, help="updates a version (default 100 sealed, 40 masked)")
+    parser.add_argument(
+        "--buffer",
+        type=int,
+        default=0,
+        help="updates a version (default half the hospitals, at most 100 sealed, 40 masked)",
+    )
     parser.add_argument("--hours", type=float, default=8.0, help="simulated (default 8)")
     parser.add_argument("--train-s", type=float, default=1800.0, help="median round of a hospital (default 1800)")
     options = parser.parse_args()
     if min(options.seeds, options.hospitals, options.dim) < 1 or min(options.hours, options.train_s) <= 0:
         parser.error("--seeds, --hospitals, --dim, --hours and --train-s must be positive")
     if options.plan:
-        buffer = options.buffer or min(options.hospitals, 40 if options.privacy == "masked" else 100)
+        buffer = options.buffer or max(3, min(options.hospitals // 2, 40 if options.privacy == "masked" else 100))
         figures = plan(
             options.hospitals,
             options.dim,
