@@ -419,8 +419,12 @@ def test_no_chain(judge, given):
 
 def test_a_certificate_without_a_positive_serial_number(judge, devices):
     leaf = devices["hopper"].links[0].certificate
-    raw, serial = leaf.public_bytes(chain.Encoding.DER), leaf.serial_number.to_bytes(20, "big")
-    negative = raw.replace(serial, bytes([serial[0] | 0x80]) + serial[1:])
+    number = leaf.serial_number
+    raw, serial = (
+        leaf.public_bytes(chain.Encoding.DER),
+        number.to_bytes(number.bit_length() // 8 + 1, "big"),
+    )  # as in DER
+    negative = raw.replace(serial, bytes([0x80 | serial[0] & 0x3F]) + serial[1:])  # 0xff could begin no DER number
     assert negative != raw
     text = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(negative) + b"-----END CERTIFICATE-----\n"
     with pytest.raises(ConfigError, match=r"^chain_format: .*serial number"):
